@@ -24,7 +24,7 @@ help:  ## this list
 
 quickstart:  ## install, then draw pictures with and without guidance on the built-in model
 	@$(SETUP) -- -m attn_control quickstart --out "$(OUT)" $(ARGS)
-	@echo "The pictures are in $(abspath .)/$(OUT)"
+	@echo "The pictures are in $$(cd "$(OUT)" && pwd)"
 
 test:  ## the whole test suite
 	@$(DEV) -- -m pytest $(ARGS)
