@@ -23,7 +23,7 @@ LEVELS = [
     ("search",),
     ("calibrate",),
     ("render",),
-    ("attach",),
+    ("attach", "entry", "denoiser", "steps", "report"),  # attach.py and its parts
     ("guidance",),
     ("intercept",),
     ("families",),
@@ -98,7 +98,9 @@ def upward(path: Path, root: Path = PACKAGE) -> list[str]:
             elif LEVEL[mine] > LEVEL["errors" if other == "AttnControlError" else "attach"]:
                 wrong.append(f"{where}: {name} comes from above {mine}")
         elif (path.relative_to(root).as_posix(), other) in EXCEPTIONS:
-            if re.search(rf"^(?:from|import) .*\b{other}\b", path.read_text(encoding="utf-8"), re.M):
+            if re.search(
+                rf"^(?:from|import) .*\b{other}\b", path.read_text(encoding="utf-8"), re.M
+            ):
                 wrong.append(f"{where}: import {other} inside the function that needs it")
         elif LEVEL[other] < LEVEL[mine]:
             wrong.append(f"{where}: {mine} imports {other}, which stands above it in the house")
