@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_string
 from pathlib import Path
@@ -14,14 +15,17 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out)]
+def build(kind: str, out: Path) -> Path:
+    command = [sys.executable, "-m", "build", kind, "--no-isolation", "--outdir", str(out)]
     done = subprocess.run([*command, str(ROOT)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = out.glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
+    (path,) = out.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    with zipfile.ZipFile(build("--wheel", tmp_path_factory.mktemp("dist"))) as archive:
         yield archive
 
 
@@ -85,3 +89,12 @@ def test_caps_no_dependency_and_asks_triton_for_no_version(wheel):
     (triton,) = (need for need in needs if need.startswith("triton"))
     assert triton.replace('"', "'") == "triton; sys_platform == 'linux'"
     assert not [need for need in needs if need.startswith("torchvision")]
+
+
+def test_the_source_distribution_is_small_and_whole(tmp_path):
+    with tarfile.open(build("--sdist", tmp_path)) as archive:
+        sizes = {member.name.split("/", 1)[1]: member.size for member in archive.getmembers()}
+    assert {"LICENSE", "Makefile", "constraints.txt", "attn_control/py.typed"} <= set(sizes)
+    tops = {name.split("/")[0] for name in sizes}
+    assert not tops & {".venv", ".git", "out", "renders", "dist"}, tops
+    assert sum(sizes.values()) < 40e6, sorted(sizes, key=sizes.get)[-5:]
