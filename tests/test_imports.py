@@ -23,7 +23,7 @@ LEVELS = [
     ("search",),
     ("calibrate",),
     ("render",),
-    ("attach", "entry", "denoiser", "steps", "report"),  # attach.py and its parts
+    ("attach", "session", "entry", "denoiser", "steps", "report"),  # attach.py and its parts
     ("guidance",),
     ("intercept",),
     ("families",),
