@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from attn_control.errors import AttnControlError
 from attn_control.render.job import At, Job, ModelSpec, PromptSource, Sampler, Variant, close
-from attn_control.render.yamlfile import KeyPath, YamlFile, parse_yaml, read_yaml
+from attn_control.render.yamlfile import KeyPath, YamlFile, dotted, parse_yaml, read_yaml
 
 
 def load_job(path: Path | str) -> tuple[Job, YamlFile]:
@@ -39,6 +40,15 @@ def job_from(source: YamlFile) -> Job:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         path, text = _explain(problems[0])
         raise source.error(path, text + more) from None
+
+
+def model_from(fields: dict[str, Any]) -> ModelSpec:
+    """A ModelSpec from the command line's --model and --device."""
+    try:
+        return ModelSpec.model_validate(fields)
+    except ValidationError as error:
+        path, text = _explain(error.errors()[0])
+        raise AttnControlError(f"--{dotted(path)}: {text}") from None
 
 
 def _alias_list_variants(source: YamlFile) -> None:

@@ -107,8 +107,14 @@ def check_folder(folder: Path) -> None:
         raise AttnControlError(
             f"{index}: _class_name is {class_name!r}; a pipeline with code of its own is not loaded"
         )
-    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = [path.name for path in part.iterdir()]
+    for part in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
+        files = sorted(path.name for path in part.iterdir())
+        code = [name for name in files if name.endswith(".py")]
+        if code:
+            raise AttnControlError(
+                f"model folder {str(folder)!r}: holds code ({code[0]}), which loading would run; "
+                "expected weights and configurations only"
+            )
         pickles = [name for name in files if name.endswith(_PICKLES)]
         if pickles and not any(name.endswith(".safetensors") for name in files):
             raise AttnControlError(

@@ -1,0 +1,132 @@
+"""The command line. Nothing heavy is imported before a command runs: --help must be instant."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from attn_control.errors import AttnControlError
+
+app = typer.Typer(
+    name="attn-control",
+    help="Control the attention of any diffusers pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Out = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder for images/, sheet.png and results.jsonl.")
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps; over the job's.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Render pictures anew that are already there.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from attn_control import __version__
+
+        typer.echo(f"attn-control {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Control the attention of any diffusers pipeline."""
+
+
+@app.command()
+def quickstart(
+    out: Out = Path("out/quickstart"), device: Device = None, overwrite: Overwrite = False
+) -> None:
+    """Render the built-in job: no guidance, CFG, PAG, SoftPAG; print how often each is right."""
+
+    def work(console: Any, log: Any) -> Any:
+        from attn_control.render.command import quickstart_job, render
+
+        return render(
+            quickstart_job(), out, device=device, overwrite=overwrite, console=console, log=log
+        )
+
+    _guarded(work)
+
+
+@app.command()
+def render(
+    job: Annotated[Path, typer.Argument(help="The job, a YAML file.", show_default=False)],
+    out: Out,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, write nothing.")
+    ] = False,
+    overwrite: Overwrite = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Built-in name, folder or hub id; over the job's."),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Render a job: every variant, prompt and seed, a contact sheet, and results with scores."""
+
+    def work(console: Any, log: Any) -> Any:
+        from attn_control.render.command import render as run
+
+        return run(
+            job,
+            out,
+            model=model,
+            device=device,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            console=console,
+            log=log,
+        )
+
+    _guarded(work)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Check this machine: versions, devices, OpenCV, triton, built-in models."""
+    from attn_control.doctor import examine, print_findings
+
+    findings = examine()
+    print_findings(findings, as_json=as_json)
+    if any(each.status == "FAIL" for each in findings):
+        raise typer.Exit(1)
+
+
+def _guarded(work: Callable[[Any, Any], Any]) -> None:
+    """Run a command; errors become one message and exit code 2, an interrupted run 130."""
+    from rich.console import Console
+
+    console, log = Console(), Console(stderr=True)
+    # A terminated job (a scheduler, a closing container) ends as cleanly as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        outcome = work(console, log)
+    except AttnControlError as error:
+        # Never through rich's markup: a value like [/b] is text.
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted before the first picture", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if outcome is not None and outcome.interrupted:
+        raise typer.Exit(130)

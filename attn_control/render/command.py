@@ -1,0 +1,190 @@
+"""From a job file to a sheet: what `attn-control render` and `quickstart` do, as functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attn_control.render.job import Job
+from attn_control.render.jobfile import load_job
+from attn_control.render.prepare import Prepared, prepare
+from attn_control.render.progress import duration
+from attn_control.render.run import Outcome, run
+from attn_control.render.sheet import make_sheets
+from attn_control.render.summary import footnote, percent, summarise, table, verdicts
+
+
+def quickstart_job() -> Path:
+    """The job file inside the package."""
+    return Path(__file__).with_name("quickstart.yaml")
+
+
+def render(
+    path: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    console: Any = None,
+    log: Any = None,
+) -> Outcome | None:
+    """Read, check and render a job; print what came out.
+
+    Args:
+        path: the job file.
+        out: folder for images/, results.jsonl, reports/ and the sheet.
+        model: a model to use instead of the job's.
+        device: a device to use instead of the job's.
+        overwrite: render pictures anew that are already there.
+        dry_run: check everything, print the plan, write nothing.
+        console: where results go; None prints nothing.
+        log: where progress goes; None shows none.
+
+    Returns:
+        What was rendered; None after a dry run.
+
+    Raises:
+        AttnControlError: anything wrong with the job, its model or the folder, before rendering; or
+            a picture that failed.
+    """
+    job, source = load_job(path)
+    job = _replaced(job, model, device)
+    if log is not None:
+        log.print(f"loading {job.model.name} ...", style="dim")
+    prepared = prepare(job, source, out)
+    if dry_run:
+        if console is not None:
+            print_plan(prepared, out, console)
+        return None
+    outcome = run(prepared, out, overwrite=overwrite, console=log)
+    sheets = write_sheets(prepared, outcome, out)
+    if console is not None:
+        print_outcome(prepared, outcome, out, sheets, console)
+    return outcome
+
+
+def _replaced(job: Job, model: str | None, device: str | None) -> Job:
+    changed = job.model.model_dump()
+    if model is not None:
+        # The revision in the file belongs to the file's model.
+        changed.update(name=model, revision=None)
+    if device is not None:
+        changed["device"] = device
+    changed = {key: value for key, value in changed.items() if value is not None}
+    if model is None and device is None:
+        return job
+    from attn_control.render.jobfile import model_from
+
+    return job.model_copy(update={"model": model_from(changed)})
+
+
+def compared(prepared: Prepared) -> list[str]:
+    """The variants that others are held against: those the job names, else the first."""
+    names = [variant.name for variant in prepared.variants]
+    return list(prepared.job.compare) or names[:1]
+
+
+def write_sheets(prepared: Prepared, outcome: Outcome, out: Path) -> list[Path]:
+    """Draw the contact sheet of what is finished."""
+    if not outcome.rows:
+        return []
+    variants = [variant.name for variant in prepared.variants]
+    notes = {}
+    for each in summarise(outcome.rows, variants, []):
+        right = f"{percent(each.right)} right, " if each.right else ""
+        notes[each.name] = f"{right}{each.seconds:.2f} s each"
+    seeds = ", ".join(map(str, prepared.job.seeds[:8])) + (
+        ", ..." if len(prepared.job.seeds) > 8 else ""
+    )
+    size = "{} x {} px".format(*outcome.rows[0]["size"])
+    made_by = f"{prepared.choice.name}, {size}, {prepared.variants[0].steps} steps, seeds {seeds}"
+    if prepared.choice.kind == "zoo":
+        made_by += ". Made by the tiny model that comes with attn-control"
+        made_by += "; the badge is the exact scorer's verdict." if _scored(outcome) else "."
+    if outcome.interrupted:
+        made_by += " Interrupted: empty tiles were not rendered."
+    return make_sheets(
+        outcome.rows,
+        out,
+        variants=variants,
+        prompts=prepared.prompts,
+        seeds=prepared.job.seeds,
+        title=prepared.job.title or "attn-control",
+        subtitle=made_by,
+        notes=notes,
+    )
+
+
+def _scored(outcome: Outcome) -> bool:
+    return any(row["score"] is not None for row in outcome.rows)
+
+
+def print_outcome(
+    prepared: Prepared, outcome: Outcome, out: Path, sheets: list[Path], console: Any
+) -> None:
+    """The table, what it means, and where everything lies."""
+    from rich.markup import escape
+
+    def say(line: str, **style: Any) -> None:
+        console.print(escape(line), soft_wrap=True, highlight=False, **style)
+
+    if outcome.rows:
+        variants = [variant.name for variant in prepared.variants]
+        summaries = summarise(outcome.rows, variants, compared(prepared))
+        console.print()
+        console.print(table(summaries, compared(prepared)))
+        console.print()
+        for line in verdicts(summaries):
+            say(line)
+        say(footnote(outcome.rows), style="dim")
+    for note in outcome.notes:
+        say(f"note: {note}", style="yellow")
+    made = f"{outcome.made} pictures made, {outcome.kept} kept from before"
+    if outcome.interrupted:
+        say(
+            f"interrupted: {made}, {outcome.total - len(outcome.rows)} of {outcome.total} missing; "
+            "the same command goes on from there",
+            style="yellow",
+        )
+    else:
+        say(made, style="dim")
+    if sheets:
+        say(f"sheet    {sheets[0]}" + (f" and {len(sheets) - 1} more" if sheets[1:] else ""))
+        say(f"results  {out / 'results.jsonl'}")
+
+
+def print_plan(prepared: Prepared, out: Path, console: Any) -> None:
+    """What a run would do, after every check that needs no rendering."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    choice = prepared.choice
+    shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for column in ("variant", "controls", "sampler"):
+        shown.add_column(column, overflow="fold")
+    shown.add_column("row-forwards a picture", justify="right")
+    for variant in prepared.variants:
+        controls = "\n".join(map(str, variant.controls)) or "none"
+        sampler = ", ".join(f"{key}={value!r}" for key, value in variant.kwargs.items())
+        cost = f"{variant.rows} x {variant.forwards:g}"
+        shown.add_row(*map(escape, (variant.name, controls, sampler, cost)))
+    tasks = len(prepared.tasks)
+    there = sum((out / "images" / task.file).exists() for task in prepared.tasks)
+    console.print(
+        escape(f"{choice.name} ({choice.kind}) on {choice.device} in {choice.dtype}"),
+        highlight=False,
+    )
+    console.print(shown)
+    lines = [
+        f"{tasks} pictures: {len(prepared.variants)} variants x {len(prepared.prompts)} prompts x "
+        f"{len(prepared.job.seeds)} seeds, about {prepared.row_forwards:g} row-forwards",
+        f"{there} of them are already in {out / 'images'}" if there else f"they would go to {out}",
+        "every check passed; nothing was rendered or written",
+    ]
+    for line in lines:
+        console.print(escape(line), soft_wrap=True, highlight=False)
+
+
+__all__ = ["duration", "quickstart_job", "render"]

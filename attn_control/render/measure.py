@@ -1,0 +1,51 @@
+"""What a picture cost in memory, what made it, and whether the picture is empty."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+
+def reset_peak(device: str) -> None:
+    """Start counting peak memory anew, where the device can."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: str) -> tuple[int | None, str]:
+    """Peak bytes and what they count: tensors of this picture on CUDA, the whole process else."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device)), "cuda, allocated by this picture"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None, "not measured on this system"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kibibytes on Linux, bytes on macOS.
+    peak *= 1 if sys.platform == "darwin" else 1024
+    return int(peak), "resident memory of the process, its peak so far"
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of what decides the pixels."""
+    found = {"python": platform.python_version()}
+    for name in ("attn-control", "torch", "diffusers", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def is_blank(image: Any) -> bool:
+    """True for a picture of one single colour: the usual face of a NaN."""
+    bands = image.convert("RGB").getextrema()
+    return all(low == high for low, high in bands)

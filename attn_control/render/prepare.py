@@ -1,0 +1,280 @@
+"""Everything that can be checked before the first picture, and the plan that comes out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from attn_control.errors import AttnControlError
+from attn_control.render.job import Job, Variant, check_prompts
+from attn_control.render.models import ModelChoice, choose_model, fingerprint, load_model
+from attn_control.render.signature import check_pipeline, check_samplers, default_of, uses_cfg
+from attn_control.render.store import file_name
+from attn_control.render.yamlfile import YamlFile
+
+_SPARE = 50_000_000  # bytes that stay free on the disk
+
+
+@dataclass(frozen=True)
+class VariantPlan:
+    """One variant, ready to run."""
+
+    name: str
+    controls: tuple[Any, ...]
+    described: tuple[dict[str, Any], ...]
+    kwargs: dict[str, Any]
+    steps: int
+    rows: int
+    forwards: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture to make. `settings` is all that decides its pixels, `digest` their hash."""
+
+    variant: str
+    prompt: str
+    seed: int
+    settings: dict[str, Any]
+    digest: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked job with its loaded pipeline."""
+
+    job: Job
+    choice: ModelChoice
+    pipe: Any
+    prompts: tuple[str, ...]
+    variants: tuple[VariantPlan, ...]
+    tasks: tuple[Task, ...]
+
+    @property
+    def row_forwards(self) -> float:
+        """Rows times denoiser passes over the whole job: what its time is proportional to."""
+        each = {variant.name: variant.rows * variant.forwards for variant in self.variants}
+        return sum(each[task.variant] for task in self.tasks)
+
+
+def prepare(job: Job, source: YamlFile, out: Path) -> Prepared:
+    """Check the job against this machine and the real model; nothing is rendered or written.
+
+    Raises:
+        AttnControlError: anything that would go wrong later, with its place in the file.
+    """
+    base = Path(source.name).parent
+    prompts = read_prompts(job, source, base)
+    check_out(out)
+    controls = {name: _controls(name, each, source) for name, each in job.variants.items()}
+    try:
+        choice = choose_model(job.model, base)
+    except AttnControlError as error:
+        raise source.error(("model",), str(error)) from None
+    pipe = load_model(choice)
+    check_pipeline(pipe)
+    check_samplers(pipe, job, source)
+    defaults = _defaults(choice)
+    plans = []
+    for name, variant in job.variants.items():
+        kwargs = {**defaults, **job.sampler.kwargs(), **variant.sampler.kwargs()}
+        plans.append(_plan_variant(pipe, name, controls[name], kwargs, source))
+    weights = fingerprint(choice)
+    tasks = tuple(
+        _task(plan, prompt, seed, weights, choice)
+        for plan in plans
+        for prompt in prompts
+        for seed in job.seeds
+    )
+    check_space(out, tasks)
+    return Prepared(job, choice, pipe, tuple(prompts), tuple(plans), tasks)
+
+
+def read_prompts(job: Job, source: YamlFile, base: Path) -> list[str]:
+    """The prompts themselves, whichever of the three ways the job names them."""
+    wanted = job.prompts
+    if wanted.texts is not None:
+        prompts = wanted.texts
+    elif wanted.zoo is not None:
+        prompts = _zoo_prompts(job, source)
+    else:
+        prompts = _file_prompts(wanted.file or "", source, base)
+    stop = None if wanted.limit is None else wanted.offset + wanted.limit
+    chosen = prompts[wanted.offset : stop]
+    if not chosen:
+        raise source.error(
+            ("prompts",), f"no prompt is left of {len(prompts)} with offset {wanted.offset}"
+        )
+    return chosen
+
+
+def _zoo_prompts(job: Job, source: YamlFile) -> list[str]:
+    from attn_control import zoo
+
+    wanted = job.prompts
+    try:
+        rows = zoo.load_prompts(wanted.zoo)
+    except AttnControlError as error:
+        raise source.error(("prompts", "zoo"), str(error)) from None
+    for key in ("split", "objects"):
+        value = getattr(wanted, key)
+        known = sorted({row[key] for row in rows})
+        if value is not None and value not in known:
+            expected = ", ".join(map(repr, known))
+            raise source.error(("prompts", key), f"expected one of {expected}, got {value!r}")
+        rows = [row for row in rows if value is None or row[key] == value]
+    if not rows:
+        raise source.error(("prompts",), "no prompt of the set has this split and these objects")
+    return [row["prompt"] for row in rows]
+
+
+def _file_prompts(name: str, source: YamlFile, base: Path) -> list[str]:
+    path = base / Path(name).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise source.error(
+            ("prompts",),
+            f"no such prompts file: {str(path)!r} (for a single prompt write a list: [{name!r}])",
+        ) from None
+    except UnicodeDecodeError:
+        raise source.error(("prompts",), f"{str(path)!r} is not UTF-8 text") from None
+    except OSError as error:
+        raise source.error(("prompts",), f"cannot read {str(path)!r}: {error.strerror}") from None
+    lines = [line.strip() for line in text.splitlines()]
+    try:
+        return check_prompts([line for line in lines if line and not line.startswith("#")])
+    except ValueError as error:
+        raise source.error(("prompts",), f"{str(path)!r}: {error}") from None
+
+
+def check_out(out: Path) -> None:
+    """Refuse an output folder that cannot be written, without creating it."""
+    if out.exists() and not out.is_dir():
+        raise AttnControlError(f"--out {str(out)!r} is a file, expected a folder")
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise AttnControlError(f"--out {str(out)!r}: no permission to write in {str(parent)!r}")
+
+
+def check_space(out: Path, tasks: tuple[Task, ...]) -> None:
+    """Refuse a disk that the pictures would fill: raw size, for noise hardly compresses."""
+    parent = out.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    need = _SPARE
+    for task in tasks:
+        sampler = task.settings["sampler"]
+        if not (out / "images" / task.file).exists():
+            need += 3 * sampler.get("height", 1024) * sampler.get("width", 1024)
+    if need > free:
+        raise AttnControlError(
+            f"--out {str(out)!r}: {len(tasks)} pictures need up to {need / 1e9:.1f} GB and the "
+            f"disk has {free / 1e9:.1f} GB free"
+        )
+
+
+def _controls(name: str, variant: Variant, source: YamlFile) -> tuple[Any, ...]:
+    from attn_control.processors import build_control
+
+    built = []
+    for index, spec in enumerate(variant.controls):
+        path = ("variants", name, "controls", index, spec.name)
+        try:
+            built.append(build_control(spec.name, dict(spec.options)))
+        except AttnControlError as error:
+            named = [key for key in spec.options if f"{key}" in str(error)]
+            at = (*path, named[0]) if len(named) == 1 else path
+            raise source.error(at, str(error)) from None
+    return tuple(built)
+
+
+def _plan_variant(
+    pipe: Any, name: str, controls: tuple[Any, ...], kwargs: dict[str, Any], source: YamlFile
+) -> VariantPlan:
+    steps = int(kwargs.get("num_inference_steps") or default_of(pipe, "num_inference_steps", 50))
+    path = ("variants", name, "controls")
+    try:
+        _match(pipe, controls, steps)
+    except AttnControlError as error:
+        # Which one was it? Alone, only the culprit fails; else they fail together.
+        for index, control in enumerate(controls):
+            try:
+                _match(pipe, (control,), steps)
+            except AttnControlError as alone:
+                raise source.error((*path, index), str(alone)) from None
+        raise source.error(path, str(error)) from None
+    guiding = [c for c in controls if getattr(c, "guidance_scale", None) is not None]
+    busy = [share for share in (_share(control, steps) for control in guiding) if share]
+    rows = 2 if uses_cfg(pipe, kwargs) else 1
+    described = tuple(describe(control) for control in controls)
+    # All perturbations share one extra pass, in the steps where any of them is due.
+    forwards = steps * (1 + max(busy, default=0.0))
+    return VariantPlan(name, controls, described, kwargs, steps, rows, forwards)
+
+
+def _match(pipe: Any, controls: tuple[Any, ...], steps: int) -> None:
+    from attn_control import attach
+
+    with attach(pipe, *controls) as session:
+        session.preview(steps)
+
+
+def _share(control: Any, steps: int) -> float:
+    """In what share of the steps a control is due, as far as its window says so."""
+    if getattr(control, "idle", None):
+        return 0.0
+    window = str(getattr(control, "window", "0-1"))
+    try:
+        low, high = (float(part) for part in window.split("-"))
+    except ValueError:
+        return 1.0  # a window of sigma: an upper bound
+    due = [i for i in range(steps) if low <= i / steps and (i / steps < high or high >= 1)]
+    return len(due) / steps
+
+
+def describe(control: Any) -> dict[str, Any]:
+    """A control as data: its name and every option, defaults written out."""
+    options = {field.name: getattr(control, field.name) for field in fields(control)}
+    plain = {key: value if _is_plain(value) else str(value) for key, value in options.items()}
+    return {"control": type(control).__name__, **plain}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _defaults(choice: ModelChoice) -> dict[str, Any]:
+    if choice.kind != "zoo":
+        return {}
+    from attn_control import zoo
+
+    return dict(zoo.defaults(choice.name))
+
+
+def _task(
+    plan: VariantPlan, prompt: str, seed: int, weights: dict[str, Any], choice: ModelChoice
+) -> Task:
+    settings = {
+        "model": weights,
+        "dtype": choice.dtype,
+        "device": choice.device.partition(":")[0],
+        "prompt": prompt,
+        "seed": seed,
+        "sampler": plan.kwargs,
+        "controls": list(plan.described),
+    }
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Task(
+        plan.name, prompt, seed, settings, digest, file_name(prompt, seed, plan.name, digest)
+    )

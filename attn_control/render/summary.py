@@ -1,0 +1,172 @@
+"""The table of a job: how often each variant is right, by how much it differs, and what it costs.
+
+Intervals redraw whole prompts (see metrics/intervals.py): pictures of one prompt are no independent
+witnesses. Differences are paired: same prompt, same seed, same first noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from attn_control.metrics import Interval, bootstrap_mean, wilson
+
+Row = dict[str, Any]
+FEWEST_PROMPTS = 5  # below that no interval is estimated
+
+
+@dataclass(frozen=True)
+class VariantSummary:
+    """The numbers of one variant; what could not be scored is None."""
+
+    name: str
+    pictures: int
+    seconds: float
+    peak_bytes: int | None
+    right: Interval | None
+    against: dict[str, Interval | None]
+
+
+def summarise(
+    rows: Sequence[Row], variants: Sequence[str], compare: Sequence[str]
+) -> list[VariantSummary]:
+    """One summary a variant, in the job's order; variants without a picture are left out."""
+    by_name = {name: [row for row in rows if row["variant"] == name] for name in variants}
+    found = []
+    for name, mine in by_name.items():
+        if not mine:
+            continue
+        peaks = [row["peak_bytes"] for row in mine if row["peak_bytes"] is not None]
+        found.append(
+            VariantSummary(
+                name=name,
+                pictures=len(mine),
+                seconds=median(row["seconds"] for row in mine),
+                peak_bytes=max(peaks, default=None),
+                right=share_right(mine),
+                against={other: paired(mine, by_name[other]) for other in compare if other != name},
+            )
+        )
+    return found
+
+
+def share_right(rows: Sequence[Row]) -> Interval | None:
+    """How many of the scored pictures are fully right, with its interval."""
+    scored = [row for row in rows if row["score"] is not None]
+    if not scored:
+        return None
+    return _interval([row["score"]["right"] for row in scored], _prompts(scored), least=0)
+
+
+def paired(rows: Sequence[Row], baseline: Sequence[Row]) -> Interval | None:
+    """The difference in being right over the pictures that both variants have."""
+    theirs = {(row["prompt"], row["seed"]): row for row in baseline if row["score"] is not None}
+    pairs = [
+        (row, theirs[row["prompt"], row["seed"]])
+        for row in rows
+        if row["score"] is not None and (row["prompt"], row["seed"]) in theirs
+    ]
+    if not pairs:
+        return None
+    ours = [row for row, _ in pairs]
+    differences = [int(a["score"]["right"]) - int(b["score"]["right"]) for a, b in pairs]
+    return _interval(differences, _prompts(ours), least=-1)
+
+
+def _prompts(rows: Sequence[Row]) -> list[str]:
+    return [row["prompt"] for row in rows]
+
+
+def _interval(values: Sequence[float], prompts: Sequence[str], *, least: int) -> Interval:
+    """Bootstrap over prompts, and where that would claim certainty, a bound that does not.
+
+    Too few prompts: the whole range, [least, 1]. All values alike: at least Wilson's share of all
+    prompts is like these, and the rest may lie anywhere in the range.
+    """
+    mean, count = sum(values) / len(values), len(set(prompts))
+    if count < FEWEST_PROMPTS:
+        return Interval(mean, least, 1, len(values), count)
+    if len(set(values)) > 1:
+        return bootstrap_mean([float(value) for value in values], groups=prompts)
+    share = wilson(count, count).low
+    low, high = (share * mean + (1 - share) * end for end in (least, 1))
+    return Interval(mean, low, high, len(values), count)
+
+
+def percent(interval: Interval | None) -> str:
+    """`83 % [71, 95]`, or a dash."""
+    if interval is None:
+        return "-"
+    low, mean, high = (round(100 * part) for part in (interval.low, interval.mean, interval.high))
+    return f"{mean} % [{low}, {high}]"
+
+
+def points(interval: Interval | None) -> str:
+    """`+12 [-4, +29]` in percentage points, or a dash."""
+    if interval is None:
+        return "-"
+    low, mean, high = (round(100 * part) for part in (interval.low, interval.mean, interval.high))
+    return f"{mean:+d} [{low:+d}, {high:+d}]"
+
+
+def verdicts(summaries: Sequence[VariantSummary]) -> list[str]:
+    """One sentence a difference whose interval leaves zero out, and one on what remains open."""
+    told, open_ended = [], 0
+    for each in summaries:
+        for other, interval in each.against.items():
+            if interval is None:
+                continue
+            if interval.low > 0:
+                told.append(f"{each.name} is right more often than {other}.")
+            elif interval.high < 0:
+                told.append(f"{each.name} is right less often than {other}.")
+            else:
+                open_ended += 1
+    if open_ended:
+        told.append(
+            f"{open_ended} of the differences could be chance: their intervals include zero."
+        )
+    return told
+
+
+def table(summaries: Sequence[VariantSummary], compare: Sequence[str]) -> Any:
+    """The same as a rich table."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    scored = any(each.right for each in summaries)
+    shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    shown.add_column("variant")
+    shown.add_column("pictures", justify="right")
+    if scored:
+        shown.add_column("fully right", justify="right")
+        for other in compare:
+            shown.add_column(f"minus {escape(other)}", justify="right")
+    shown.add_column("s/picture", justify="right")
+    shown.add_column("peak", justify="right")
+    for each in summaries:
+        cells = [escape(each.name), str(each.pictures)]
+        if scored:
+            cells.append(escape(percent(each.right)))
+            cells += [escape(points(each.against.get(other))) for other in compare]
+        cells.append(f"{each.seconds:.2f}")
+        cells.append("-" if each.peak_bytes is None else f"{each.peak_bytes / 1e9:.2f} GB")
+        shown.add_row(*cells)
+    return shown
+
+
+def footnote(rows: Sequence[Row]) -> str:
+    """How much data there is, in words that keep anyone from reading too much into it."""
+    scored = [row for row in rows if row["score"] is not None]
+    if not scored:
+        return "These prompts have no scorer: look at the sheet. Seconds are medians."
+    prompts, seeds = {row["prompt"] for row in scored}, {row["seed"] for row in scored}
+    return (
+        f"n = {len(prompts)} prompts x {len(seeds)} seeds a variant"
+        + (", which is small" if len(prompts) < 50 else "")
+        + (", too few for an interval" if len(prompts) < FEWEST_PROMPTS else "")
+        + ". In brackets: 95 % intervals from redrawing whole prompts; differences are in points, "
+        "picture by picture with the same first noise. Seconds are medians."
+    )
