@@ -1,0 +1,7 @@
+"""The one error class of the package; every module may import it."""
+
+from __future__ import annotations
+
+
+class AttnControlError(ValueError):
+    """A request that cannot be carried out: says which control, where, what was given, what was expected."""

@@ -1,0 +1,272 @@
+"""The only file that knows how diffusers runs attention.
+
+Every processor's class is swapped for a subclass of itself (same name, same signature, ``isinstance`` kept) that publishes
+the port of the ``attn`` it was called with in a ``threading.local``. The names through which processors reach the softmax,
+``dispatch_attention_fn`` and ``F`` in their own module, are replaced by versions that look for that port and pass straight
+through when there is none. Class swaps, not hooks: dynamo does not guard hooks, so a hook would be lost after compile.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import sys
+import threading
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attn_control.call import Call, Site
+from attn_control.errors import AttnControlError
+from attn_control.families import family_of, find_sites
+from attn_control.plan import Plan, PlanBuilder
+from attn_control.processors.control import Control
+
+_sdpa = torch.nn.functional.scaled_dot_product_attention
+_lock = threading.RLock()
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.port: Port | None = None
+        self.index = 0  # number of the softmax within the running processor call
+
+
+_local = _Local()
+
+
+class Port:
+    """The mutable end of a site: the plan in force, and the counter that proves it ran."""
+
+    def __init__(self, site: Site, parts: tuple[str, ...]) -> None:
+        self.site = site
+        self.main = parts.index("main")
+        self.plan: Plan | None = None
+        self.fired: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        return None  # a copied model is detached
+
+
+def _active() -> Port | None:
+    """The port whose plan governs the softmax about to run, or None to pass through."""
+    port = _local.port
+    if port is None:
+        return None
+    index = _local.index
+    _local.index = index + 1
+    return None if port.plan is None or index != port.main else port
+
+
+def _watched_sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    def original() -> Tensor:
+        return _sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+    port = _active()
+    if port is None:
+        return original()
+    call = Call(port.site, "main", query, key, value, attn_mask, scale, original)
+    return port.plan.run(call, port.fired)
+
+
+def _watched_dispatch(dispatch: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(dispatch)
+    def dispatch_attention_fn(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        port = _active()
+        if port is None:
+            return dispatch(query, key, value, *args, **kwargs)
+
+        def original() -> Tensor:
+            return dispatch(query, key, value, *args, **kwargs).transpose(1, 2)
+
+        mask = args[0] if args else kwargs.get("attn_mask")
+        q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        call = Call(port.site, "main", q, k, v, mask, kwargs.get("scale"), original)
+        return port.plan.run(call, port.fired).transpose(1, 2)
+
+    return dispatch_attention_fn
+
+
+def _functional() -> types.ModuleType:
+    """``torch.nn.functional`` with one name replaced; a copy of the names, so that access costs nothing more."""
+    module = types.ModuleType("torch.nn.functional")
+    module.__dict__.update(vars(torch.nn.functional))
+    module.scaled_dot_product_attention = _watched_sdpa  # type: ignore[attr-defined]
+    return module
+
+
+_F = _functional()
+_patched: dict[str, tuple[dict[str, Any], int]] = {}  # module name -> (names to put back, users)
+
+
+def _patch(cls: type) -> list[str]:
+    """Redirect the softmax names in every module that the processor class comes from; returns the modules."""
+    names = {base.__module__ for base in cls.__mro__} - {"builtins", "torch.nn.modules.module"}
+    done = []
+    with _lock:
+        for name in names:
+            module = sys.modules.get(name)
+            if module is None:
+                continue
+            saved, users = _patched.get(name, ({}, 0))
+            if not users:
+                if "dispatch_attention_fn" in vars(module):
+                    saved["dispatch_attention_fn"] = module.dispatch_attention_fn
+                    module.dispatch_attention_fn = _watched_dispatch(module.dispatch_attention_fn)
+                if vars(module).get("F") is torch.nn.functional:
+                    saved["F"] = module.F
+                    module.F = _F
+            if saved:
+                _patched[name] = (saved, users + 1)
+                done.append(name)
+    return done
+
+
+def _unpatch(names: list[str]) -> None:
+    with _lock:
+        for name in names:
+            saved, users = _patched[name]
+            if users > 1:
+                _patched[name] = (saved, users - 1)
+                continue
+            del _patched[name]
+            for attribute, value in saved.items():
+                setattr(sys.modules[name], attribute, value)
+
+
+@functools.lru_cache(None)
+def _watched_class(cls: type) -> type:
+    """The subclass that publishes the port. Looks like ``cls`` to everyone who asks; constructs like it, too."""
+
+    @functools.wraps(cls.__call__)
+    def __call__(self: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        port, index = _local.port, _local.index
+        _local.port = self._attn_control_port or getattr(attn, "_attn_control_port", None)
+        _local.index = 0
+        try:
+            return cls.__call__(self, attn, *args, **kwargs)
+        finally:
+            _local.port, _local.index = port, index
+
+    body = {
+        "__call__": __call__,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "_attn_control_port": None,
+        "_attn_control_class": cls,
+    }
+    return type(cls)(cls.__name__, (cls,), body)
+
+
+def _is_watched(processor: Any) -> bool:
+    return "_attn_control_class" in type(processor).__dict__
+
+
+class Interception:
+    """Ports on every site of one model, from ``install`` to ``restore``."""
+
+    def __init__(self, model: nn.Module, component: str) -> None:
+        family = family_of(model)
+        self.ports = [Port(site, family.parts(site)) for site in find_sites(model, component)]
+        self.notes: list[str] = []
+        self._held: dict[int, Any] = {}
+        self._modules: list[str] = []
+
+    def install(self) -> None:
+        for port in self.ports:
+            processor = port.site.module.processor
+            if _is_watched(processor) and processor._attn_control_port is not None:
+                raise AttnControlError(
+                    f"attach: {port.site.name} runs a processor made by .processors();"
+                    " put the model's own processors back first, and pass all controls to attach"
+                )
+        for port in self.ports:
+            port.site.module.__dict__["_attn_control_port"] = port
+            self._hold(port)
+
+    def _hold(self, port: Port) -> None:
+        processor = port.site.module.processor
+        if id(processor) in self._held:
+            return
+        if not _is_watched(processor):
+            cls = type(processor)
+            self._modules += _patch(cls)
+            try:
+                processor.__class__ = _watched_class(cls)
+            except TypeError as error:
+                raise AttnControlError(
+                    f"attach: the processor {cls.__name__} of {port.site.name} cannot be watched: {error}"
+                ) from None
+        else:
+            self._modules += _patch(type(processor)._attn_control_class)
+        self._held[id(processor)] = processor
+        with _lock:
+            _users[id(processor)] = _users.get(id(processor), 0) + 1
+
+    def heal(self) -> None:
+        """Take in processors that were put in place of ours since the last call (``set_attn_processor``, adapters)."""
+        for port in self.ports:
+            processor = port.site.module.processor
+            if id(processor) not in self._held:
+                self.notes.append(f"{port.site.name}: its processor was replaced by {type(processor).__name__}; healed")
+                self._hold(port)
+
+    def restore(self) -> None:
+        """Give every processor its own class back, and every module its names."""
+        with _lock:
+            for key, processor in self._held.items():
+                _users[key] -= 1
+                if not _users[key]:
+                    del _users[key]
+                    processor.__class__ = type(processor)._attn_control_class
+        self._held.clear()
+        _unpatch(self._modules)
+        self._modules = []
+        for port in self.ports:
+            port.plan = None
+            port.site.module.__dict__.pop("_attn_control_port", None)
+
+
+_users: dict[int, int] = {}  # id of a watched processor -> interceptions that hold it (and keep it alive)
+
+
+def processors_for(model: nn.Module, control: Control) -> dict[str, Any]:
+    """A dict for ``model.set_attn_processor`` in which the selected sites run the control. See Control.processors."""
+    if not hasattr(model, "attn_processors"):
+        raise AttnControlError(
+            f"{control}: {type(model).__name__} has no attn_processors; use: with attach(pipe, {control}): pipe(...)"
+        )
+    family = family_of(model)
+    chosen = {site.name: (site, heads) for site, heads in control.select(find_sites(model, "transformer")).items()}
+    result = dict(model.attn_processors)
+    for key, processor in result.items():
+        site, heads = chosen.get(key.removesuffix(".processor"), (None, ()))
+        if site is None or control.idle:
+            continue
+        if _is_watched(processor):
+            raise AttnControlError(f"{control}: {site.name} is under attach() or .processors() already; undo that first")
+        builder = PlanBuilder(1, torch.device("cpu"))
+        control.contribute(builder, 0, None, heads, None)
+        fresh = copy.copy(processor)
+        modules = _patch(type(processor))
+        fresh.__class__ = _watched_class(type(processor))
+        port = Port(site, family.parts(site))
+        port.plan = builder.build()
+        fresh._attn_control_port = port
+        weakref.finalize(fresh, _unpatch, modules)
+        result[key] = fresh
+    return result

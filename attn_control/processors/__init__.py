@@ -1,0 +1,8 @@
+"""One method a file: what it is, its paper, its formula, its defaults."""
+
+from attn_control.processors.control import Control
+from attn_control.processors.head_gate import HeadGate
+from attn_control.processors.registry import CONTROLS, build_control
+from attn_control.processors.soft_pag import SoftPAG
+
+__all__ = ["CONTROLS", "Control", "HeadGate", "SoftPAG", "build_control"]

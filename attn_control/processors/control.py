@@ -1,0 +1,135 @@
+"""The base of every method: a frozen description of what the user asked for. It never runs attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from attn_control.call import Layout, Site
+from attn_control.errors import AttnControlError
+from attn_control.plan import PlanBuilder
+from attn_control.select import Selector, Window, parse_heads, parse_window
+
+TOKENS = ("all", "image", "video", "text", "reference")
+
+
+@dataclass(frozen=True)
+class Control:
+    """What every method shares: the heads it acts on and the steps at which it acts.
+
+    Args:
+        heads: selector, e.g. ``"L7H3, L9H11-14"``; ``"L3"`` is every head of block 3.
+        window: ``"0-0.25"`` (progress, half-open) or ``"sigma 14-2"``.
+    """
+
+    heads: str
+    window: str = field(default="0-1", kw_only=True)
+
+    slots: ClassVar[tuple[str, ...]] = ("joint", "self")
+    """Where a selector without a slot applies."""
+
+    allowed: ClassVar[tuple[str, ...]] = ("joint", "self", "self2")
+    """The slots that a selector may name."""
+
+
+    def __post_init__(self) -> None:
+        try:
+            parse_heads(self.heads)
+            parse_window(self.window)
+        except AttnControlError as error:
+            raise AttnControlError(f"{type(self).__name__}: {error}") from None
+
+    @property
+    def selector(self) -> Selector:
+        return parse_heads(self.heads)
+
+    @property
+    def when(self) -> Window:
+        return parse_window(self.window)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it needs beyond its site and tensors: of "branch", "step", "layout"."""
+        return () if self.when.always else ("step",)
+
+    @property
+    def idle(self) -> str | None:
+        """Why this control asks for nothing (say u = 0), or None. An idle control is never run and never missed."""
+        return None
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """For methods that steer by the difference to a perturbed prediction: its scale. None: acts in place."""
+        return None
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({given})"
+
+    def select(self, sites: Iterable[Site]) -> dict[Site, tuple[int, ...]]:
+        """The sites and heads it acts on. Raises AttnControlError when an item of the selector matches nothing."""
+        return self.selector.resolve(sites, slots=self.slots, allowed=self.allowed, who=str(self))
+
+    def check(self, site: Site, layout: Layout) -> None:
+        """Refuse a site whose tokens do not fit the method. Raises AttnControlError with the reason."""
+
+    def contribute(
+        self, builder: PlanBuilder, number: int, layout: Layout | None, heads: tuple[int, ...], rows: tuple[int, int] | None
+    ) -> None:
+        """Add this control's parts to the plan of one site. Pure: depends on its arguments only.
+
+        number: of this control among those attached; layout: None when run as a bare processor; heads: selected
+        heads of this site; rows: half-open batch range, None for every row.
+        """
+        raise NotImplementedError
+
+    def processors(self, model: Any) -> dict[str, Any]:
+        """A fresh dict for diffusers' own ``model.set_attn_processor``.
+
+        Raises:
+            AttnControlError: for methods that need a branch, a Step or a Layout, which a processor cannot know.
+        """
+        if self.needs:
+            raise AttnControlError(
+                f"{self}: needs {' and '.join(self.needs)} information that an attention processor does not"
+                f" have; use: with attach(pipe, {self}): pipe(...)"
+            )
+        # The one call up the import order: a Control is the user's handle, intercept knows diffusers.
+        from attn_control.intercept import processors_for
+
+        return processors_for(model, self)
+
+
+def number(owner: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+    """Refuse anything but a finite number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise AttnControlError(f"{owner}: {name} must be a number, got {value!r}")
+    if not math.isfinite(value) or not low <= value <= high:
+        bounds = f"between {low:g} and {high:g}" if math.isfinite(low + high) else "a finite number"
+        raise AttnControlError(f"{owner}: {name} must be {bounds}, got {name}={value!r}")
+
+
+def one_of(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Refuse anything but one of the choices."""
+    if value not in choices:
+        raise AttnControlError(f"{owner}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def require_tokens(owner: Any, tokens: str, site: Site, layout: Layout) -> None:
+    """Refuse a site that has no queries of the role ``tokens``."""
+    if not layout.span(tokens):
+        roles = ", ".join(dict.fromkeys(s.role for s in layout.q))
+        raise AttnControlError(
+            f"{owner}: {site.label} has no {tokens!r} tokens among its queries; it has: {roles}"
+        )
+
+
+def span_of(tokens: str, layout: Layout | None) -> tuple[tuple[int, int | None], ...]:
+    """Half-open query ranges of a role; "all" needs no layout, and stays valid at any length."""
+    if tokens == "all":
+        return ((0, None),)
+    if layout is None:
+        raise AttnControlError(f"tokens={tokens!r} needs a layout, which only attach() provides")
+    return layout.span(tokens)

@@ -1,0 +1,142 @@
+"""What a session did: measured inside the graph, counted when asked."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Seconds and the memory high-water mark around forwards; on CUDA through events, so that nothing waits."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.peak_bytes = 0
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._start: Any = None
+
+    def start(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            self._start = torch.cuda.Event(enable_timing=True)
+            self._start.record()
+        else:
+            self._start = time.perf_counter()
+
+    def stop(self, device: torch.device) -> None:
+        self.calls += 1
+        if device.type == "cuda":
+            end = torch.cuda.Event(enable_timing=True)
+            end.record()
+            self._events.append((self._start, end))
+            self.peak_bytes = max(self.peak_bytes, torch.cuda.max_memory_allocated(device))
+        else:
+            self._seconds += time.perf_counter() - self._start
+            self.peak_bytes = max(self.peak_bytes, peak_memory())
+
+    @property
+    def seconds(self) -> float:
+        if self._events:
+            torch.cuda.synchronize()
+            self._seconds += sum(a.elapsed_time(b) for a, b in self._events) / 1000
+            self._events.clear()
+        return self._seconds
+
+
+def peak_memory() -> int:
+    """The highest resident memory of this process since it began, in bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return mark if sys.platform == "darwin" else mark * 1024  # Linux counts kilobytes
+
+
+@dataclass
+class ControlRecord:
+    """One control: what it touched, when, and what its extra forwards cost."""
+
+    name: str
+    idle: str | None
+    density: float = 1.0
+    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
+    steps: dict[int, list[int]] = field(default_factory=dict)
+    calls: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+    reason: str | None = None
+
+    @property
+    def fired(self) -> bool:
+        return self.calls > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "fired": self.fired}
+
+
+@dataclass
+class Report:
+    """All of it. ``str(report)`` is a table; ``to_dict()`` is ready for JSON.
+
+    ``plain`` and ``guided`` hold calls, seconds and peak bytes of the forwards without and with perturbation.
+    """
+
+    controls: list[ControlRecord]
+    plain: dict[str, float]
+    guided: dict[str, float]
+    notes: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "controls": [record.to_dict() for record in self.controls],
+            "plain": self.plain,
+            "guided": self.guided,
+            "notes": self.notes,
+        }
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        out = io.StringIO()
+        console = Console(file=out, width=110, color_system=None)
+        table = Table("control", "fired at", "steps", "calls", "density", "seconds")
+        for record in self.controls:
+            state = f"idle: {record.idle}" if record.idle else record.reason or "never fired"
+            table.add_row(
+                record.name,
+                ", ".join(site["label"] for site in record.sites.values() if site["calls"]) or state,
+                "; ".join(_ranges(steps) for steps in record.steps.values()) or "-",
+                str(record.calls),
+                f"{record.density:.3f}",
+                f"{record.extra.get('seconds', 0.0):.2f}",
+            )
+        console.print(table)
+        for name, use in (("plain forwards", self.plain), ("extra forwards", self.guided)):
+            console.print(f"{name}: {use['calls']} calls, {use['seconds']:.2f} s, peak {use['peak_bytes'] / 2**20:.0f} MiB")
+        for note in self.notes:
+            console.print(f"note: {note}")
+        return out.getvalue().rstrip()
+
+
+def usage(watch: Stopwatch) -> dict[str, float]:
+    """A stopwatch as plain numbers."""
+    return {"calls": watch.calls, "seconds": watch.seconds, "peak_bytes": watch.peak_bytes}
+
+
+def _ranges(steps: list[int]) -> str:
+    """``[0, 1, 2, 5]`` as ``0-2, 5``."""
+    runs: list[list[int]] = []
+    for step in sorted(set(steps)):
+        if runs and runs[-1][1] == step - 1:
+            runs[-1][1] = step
+        else:
+            runs.append([step, step])
+    return ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in runs)

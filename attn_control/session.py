@@ -1,0 +1,244 @@
+"""``attach(pipe, *controls) -> Session``: installs, verifies, reports, restores."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from attn_control.call import Site, Step
+from attn_control.denoiser import Denoiser, tracker_of
+from attn_control.entry import Entry, check_window
+from attn_control.errors import AttnControlError
+from attn_control.families import denoisers
+from attn_control.processors.control import Control
+from attn_control.report import ControlRecord, Report, Stopwatch, usage
+
+
+def attach(pipe_or_model: Any, *controls: Control, strict: bool = False) -> Session:
+    """Put controls on a pipeline (or a bare denoiser) until the session is closed.
+
+    Works at once, and is undone by ``close()`` or at the end of a ``with`` block, also after an exception: every processor
+    is then the same object of the same class as before. Sessions nest; the controls of all act, outer first.
+
+    Args:
+        pipe_or_model: a diffusers pipeline, or its transformer or UNet. On a bare model the sampler is not known: controls
+            with a window are refused at the first call, and every batch row counts as conditional.
+        controls: what to do; none at all leaves every result bit-identical.
+        strict: raise instead of warn, on a clean exit, when some control never acted.
+
+    Raises:
+        AttnControlError: an unknown kind of model, or a control whose selector matches nothing.
+
+    Example:
+        >>> with attach(pipe, SoftPAG("L3H1, L5", u=0.5, scale=2.0)) as session:  # doctest: +SKIP
+        ...     image = pipe("a red circle").images[0]
+        >>> print(session.report())  # doctest: +SKIP
+    """
+    return Session(pipe_or_model, controls, strict=strict)
+
+
+class Session:
+    """What ``attach`` returns. Use it as a context manager, or call ``close()``."""
+
+    def __init__(self, target: Any, controls: tuple[Control, ...], *, strict: bool = False) -> None:
+        for control in controls:
+            if not isinstance(control, Control):
+                raise AttnControlError(
+                    f"attach: expected controls such as SoftPAG('L3H1'), got {control!r} of type {type(control).__name__}"
+                )
+        models = denoisers(target)
+        self.controls, self.strict = controls, strict
+        self._pipe = None if isinstance(target, nn.Module) else target
+        self._closed = False
+        self._denoisers: list[Denoiser] = []
+        self._installed: list[Denoiser] = []
+        self._entries: dict[int, list[Entry]] = {n: [] for n in range(len(controls))}
+        try:
+            for component, model in models.items():
+                self._denoisers.append(self._join(model, component))
+            sites = self.sites
+            chosen = [control.select(sites) for control in controls]
+        except BaseException:
+            self._leave()
+            raise
+        for denoiser in self._denoisers:
+            own = set(denoiser.sites)
+            mine = []
+            for number, heads in enumerate(chosen):
+                entry = Entry(controls[number], {site: which for site, which in heads.items() if site in own})
+                if entry.heads:
+                    mine.append(entry)
+                    self._entries[number].append(entry)
+            denoiser.sessions.append((self, mine))
+            denoiser.set_entries([entry for _, entries in denoiser.sessions for entry in entries])
+
+    def _join(self, model: nn.Module, component: str) -> Denoiser:
+        denoiser = model.__dict__.get("_attn_control")
+        if denoiser is None:
+            denoiser = Denoiser(model, component, tracker_of(self._pipe))
+            denoiser.install()
+            self._installed.append(denoiser)
+        elif self._pipe is not None and denoiser.tracker.pipe is None:
+            denoiser.tracker = tracker_of(self._pipe)
+        return denoiser
+
+    def _leave(self) -> None:
+        for denoiser in reversed(self._installed):
+            denoiser.restore()
+        self._installed.clear()
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every attention site of the attached model(s), in execution order."""
+        return [site for denoiser in self._denoisers for site in denoiser.sites]
+
+    @property
+    def step(self) -> Step | None:
+        """The last Step that a denoiser call of this session was at."""
+        steps = [denoiser.step for denoiser in self._denoisers if denoiser.step is not None]
+        return max(steps, key=lambda step: (step.run_id, step.index or 0), default=None)
+
+    def preview(self, steps: int) -> Preview:
+        """What a run of so many steps would do, before anything runs.
+
+        Raises:
+            AttnControlError: a window holds none of the steps.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise AttnControlError(f"preview: steps must be a positive whole number, got {steps!r}")
+        values, sigmas = _schedule(getattr(self._pipe, "scheduler", None), steps)
+        rows = []
+        for control in self.controls:
+            due = [] if control.idle else check_window(control, control.when, values, sigmas, 0)
+            rows.append((str(control), control.idle, due, control.guidance_scale is not None))
+        return Preview(len(values), rows)
+
+    def report(self) -> Report:
+        """What each control touched, on which steps, and what it cost. May be asked during and after the session."""
+        records, notes = [], []
+        for number, control in enumerate(self.controls):
+            record = ControlRecord(str(control), control.idle, reason=self._why_not(number))
+            watches = []
+            for entry in self._entries[number]:
+                calls, steps = entry.evidence()
+                watches.append(entry.watch)
+                for site, heads in entry.heads.items():
+                    count = calls[site]
+                    record.calls += count
+                    record.sites[f"{site.model}.{site.name}"] = {
+                        "label": site.label,
+                        "heads": list(heads),
+                        "calls": count,
+                    }
+                for run, indices in steps.items():
+                    record.steps.setdefault(run, []).extend(indices)
+            if control.guidance_scale is not None:
+                record.extra = _total(watches)
+            records.append(record)
+        for denoiser in self._denoisers:
+            notes += denoiser.interception.notes
+        plain = _total([denoiser.plain for denoiser in self._denoisers])
+        return Report(records, plain, _total([denoiser.guided for denoiser in self._denoisers]), notes)
+
+    def _why_not(self, number: int) -> str | None:
+        """Why a control has not fired, or None if it has or need not."""
+        control, entries = self.controls[number], self._entries[number]
+        if control.idle or any(entry.fired for entry in entries):
+            return None
+        seen = [entry.last for entry in entries if entry.last is not None]
+        if not seen:
+            return "the denoiser was never called"
+        index, total = seen[-1]
+        if index is not None and total is not None and index + 1 < total:
+            return f"the run stopped at step {index} of {total}, before window {control.window!r}"
+        return f"no call fell into window {control.window!r}"
+
+    def _interrupted(self, number: int) -> bool:
+        return (self._why_not(number) or "").startswith("the run stopped")
+
+    def close(self) -> None:
+        """Undo everything. Idempotent.
+
+        Raises:
+            AttnControlError: a session that was attached later, to the same model, is still open.
+        """
+        if self._closed:
+            return
+        for denoiser in self._denoisers:
+            if denoiser.sessions[-1][0] is not self:
+                raise AttnControlError("attach: close the session that was attached last first")
+        self._closed = True
+        for denoiser in self._denoisers:
+            denoiser.sessions.pop()
+            denoiser.set_entries([entry for _, entries in denoiser.sessions for entry in entries])
+            if not denoiser.sessions:
+                denoiser.restore()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        silent = [
+            f"{control}: {self._why_not(number)}"
+            for number, control in enumerate(self.controls)
+            if self._why_not(number) and not self._interrupted(number)
+        ]
+        self.close()
+        if kind is not None or not silent:
+            return
+        message = "attach: never acted: " + "; ".join(silent)
+        if self.strict:
+            raise AttnControlError(message)
+        warnings.warn(message, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Steps of a run to come. rows: (control, why idle, due steps, needs an extra forward)."""
+
+    steps: int
+    rows: list[tuple[str, str | None, list[int], bool]]
+
+    @property
+    def extra_forwards(self) -> int:
+        """Extra denoiser forwards of the whole run."""
+        return sum(len(due) for _, _, due, extra in self.rows if extra)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{name}: " + (f"idle, {idle}" if idle else f"{len(due)} of {self.steps} steps" + (", one extra forward each" * extra))
+            for name, idle, due, extra in self.rows
+        ]
+        return "\n".join([*lines, f"extra forwards: {self.extra_forwards} beside {self.steps} steps"])
+
+
+def _schedule(scheduler: Any, steps: int) -> tuple[list[float], list[float] | None]:
+    """Timesteps and sigmas of a run, from a copy of the scheduler; positions alone when it needs more to know."""
+    from attn_control.steps import noise_levels
+
+    if scheduler is not None:
+        trial = copy.deepcopy(scheduler)
+        try:
+            trial.set_timesteps(steps)
+        except Exception:  # schedulers that need the picture's size (dynamic shift) cannot be asked beforehand
+            pass
+        else:
+            values = [float(t) for t in trial.timesteps.flatten()]
+            return values, noise_levels(trial, values)
+    return [float(n) for n in range(steps)], None
+
+
+def _total(watches: list[Stopwatch]) -> dict[str, float]:
+    parts = [usage(watch) for watch in watches]
+    return {
+        "calls": sum(part["calls"] for part in parts),
+        "seconds": sum(part["seconds"] for part in parts),
+        "peak_bytes": max((part["peak_bytes"] for part in parts), default=0),
+    }

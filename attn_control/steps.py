@@ -1,0 +1,137 @@
+"""Where the sampler is, read from the scheduler and from what the denoiser is given; attention calls are never counted."""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from attn_control.call import Step
+from attn_control.errors import AttnControlError
+from attn_control.families import Arguments, Family
+
+
+@dataclass
+class Run:
+    """One walk through the scheduler's timesteps. ``timesteps`` is kept: its identity tells runs apart."""
+
+    id: int
+    timesteps: Any
+    values: list[float]
+    sigmas: list[float] | None
+    first: int
+    position: int
+    calls: int = 0  # denoiser calls at this position so far
+    visited: set[int] = field(default_factory=set)
+
+
+class StepTracker:
+    """Follows the sampler of one pipeline; without a pipeline every step is unknown and every row is "cond"."""
+
+    def __init__(self, pipe: Any = None) -> None:
+        self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
+        self._runs: dict[int, Run] = {}  # by thread: a pipeline per thread may share the model
+        self._count = 0
+
+    @property
+    def pipe(self) -> Any:
+        return self._pipe()
+
+    @property
+    def run(self) -> Run | None:
+        """The calling thread's current run."""
+        return self._runs.get(threading.get_ident())
+
+    def locate(self, family: Family, arguments: Arguments, context: str | None) -> Step:
+        """The Step of a denoiser call.
+
+        Args:
+            family: of the denoiser that is called.
+            arguments: what it is called with, by name.
+            context: the name given to diffusers' ``cache_context``, if any.
+        """
+        rows = int(arguments[family.sample].shape[0])
+        scheduler = getattr(self.pipe, "scheduler", None)
+        timesteps = getattr(scheduler, "timesteps", None)
+        if scheduler is None or not isinstance(timesteps, torch.Tensor) or timesteps.numel() == 0:
+            return Step(0, None, None, None, ("cond",) * rows)
+        run = self._follow(scheduler, timesteps, family, arguments)
+        branch = self._branch(family, arguments, context, rows, run.calls)
+        run.calls += 1
+        sigma = run.sigmas[run.position] if run.sigmas else None
+        return Step(run.id, run.position, len(run.values), sigma, branch)
+
+    def _follow(self, scheduler: Any, timesteps: torch.Tensor, family: Family, arguments: Arguments) -> Run:
+        thread = threading.get_ident()
+        run = self._runs.get(thread)
+        if run is not None and run.timesteps is not timesteps:
+            run = None
+        values = run.values if run else [float(t) for t in timesteps.flatten()]
+        position = self._position(scheduler, values, run, family, arguments)
+        if run is None or position < run.position:
+            self._count += 1
+            run = Run(self._count, timesteps, values, noise_levels(scheduler, values), position, position)
+            self._runs[thread] = run
+        elif position != run.position:
+            run.position, run.calls = position, 0
+        run.visited.add(position)
+        return run
+
+    def _position(
+        self, scheduler: Any, values: list[float], run: Run | None, family: Family, arguments: Arguments
+    ) -> int:
+        index = getattr(scheduler, "step_index", None)
+        if index is not None:
+            return min(int(index), len(values) - 1)
+        if run is None and getattr(scheduler, "begin_index", None) is not None:
+            return int(scheduler.begin_index)
+        if run is not None and hasattr(scheduler, "step_index"):
+            return run.position  # the scheduler counts from its first step on, and has not made one yet
+        given = arguments.get("timestep")
+        value = float(given.max() if isinstance(given, torch.Tensor) else given) / family.timestep_scale
+        matches = [n for n, t in enumerate(values) if math.isclose(t, value, rel_tol=1e-3, abs_tol=1e-3)]
+        if not matches:
+            raise AttnControlError(
+                f"the denoiser was called at timestep {value:g}, which is not among the scheduler's"
+                f" {len(values)} timesteps; attach to the bare model instead, without windows"
+            )
+        if run is None:
+            return matches[0]
+        # Repeated timesteps (PNDM): the next unused position, unless the other half of split guidance is due here.
+        if family.cfg == "split" and run.position in matches and run.calls < 2:
+            return run.position
+        return next((n for n in matches if n > run.position), matches[0])
+
+    def _branch(
+        self, family: Family, arguments: Arguments, context: str | None, rows: int, calls: int
+    ) -> tuple[str, ...]:
+        if family.cfg == "batched":
+            if getattr(self.pipe, "do_perturbed_attention_guidance", False):
+                raise AttnControlError(
+                    f"{type(self.pipe).__name__} already runs its own perturbed rows; use the plain pipeline with SoftPAG"
+                )
+            if arguments.get("skip_layers") is not None:
+                return ("other:skip_layers",) * rows
+            if getattr(self.pipe, "do_classifier_free_guidance", False):
+                if rows % 2:
+                    raise AttnControlError(f"classifier-free guidance needs an even batch, the denoiser got {rows} rows")
+                return ("uncond",) * (rows // 2) + ("cond",) * (rows // 2)
+            return ("cond",) * rows
+        if context is not None:
+            return (context if context in ("cond", "uncond") else f"other:{context}",) * rows
+        return (("cond", "uncond")[calls] if calls < 2 else f"other:{calls}",) * rows
+
+
+def noise_levels(scheduler: Any, values: list[float]) -> list[float] | None:
+    sigmas = getattr(scheduler, "sigmas", None)
+    if isinstance(sigmas, torch.Tensor) and sigmas.numel() >= len(values):
+        return [float(s) for s in sigmas.flatten()[: len(values)]]
+    products = getattr(scheduler, "alphas_cumprod", None)
+    if isinstance(products, torch.Tensor):
+        alphas = [float(products[min(int(t), len(products) - 1)]) for t in values]
+        return [math.sqrt((1 - a) / a) for a in alphas]
+    return None
