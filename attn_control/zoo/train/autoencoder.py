@@ -1,0 +1,160 @@
+"""The autoencoder of shapes-sd3: 128 px to 32x32x4 latents, trained to snap noisy latents to crisp shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from tqdm import tqdm
+
+from attn_control.zoo.scenes import draw, sample_scene
+from attn_control.zoo.train.common import Average, Log, generator, learning_rate, load, save
+
+_STD = 0.9  # of the raw latents: below the decoder's clamp at +-3
+
+
+def build(width: int = 24) -> AutoencoderTiny:
+    """An untrained autoencoder, 4 x down, 4 latent channels."""
+    return AutoencoderTiny(
+        encoder_block_out_channels=(width,) * 3,
+        decoder_block_out_channels=(width,) * 3,
+        num_encoder_blocks=(0, 1, 2),
+        num_decoder_blocks=(2, 1, 1),
+        latent_channels=4,
+    )
+
+
+def pictures(count: int, first_seed: int = 0) -> torch.Tensor:
+    """Training scenes, uint8 (count, 3, 128, 128); never a held-out pair."""
+    images = [draw(sample_scene(first_seed + i)) for i in range(count)]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+
+def loss_of(vae: AutoencoderTiny, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """L1 + MSE + edge loss of a round trip through noisy latents, and a pull of the latents to std 0.9.
+
+    x float (batch, 3, height, width) in [-1, 1]; noise the same shape as the latents, or a scalar.
+    """
+    z = vae.encoder(x)
+    y = vae.decoder(z + noise).float()
+    z = z.float()
+    off = y - x
+    loss = off.abs().mean() + off.square().mean()
+    for axis in (-1, -2):
+        loss = loss + 0.5 * off.diff(dim=axis).abs().mean()
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    wide = F.relu(z.abs() - 2.2).square().mean()
+    return loss + 0.05 * (mean.square().mean() + (std - _STD).square().mean()) + 0.1 * wide
+
+
+def train(
+    work: Path, steps: int, *, batch: int = 16, count: int = 8000, peak: float = 2e-3, seed: int = 1,
+    resume: bool = False, width: int = 24,
+) -> AutoencoderTiny:
+    """Train, keep `work/autoencoder.pt` resumable, save the averaged weights to `work/vae`."""
+    torch.manual_seed(seed)
+    work.mkdir(parents=True, exist_ok=True)
+    vae = build(width).to(memory_format=torch.channels_last)
+    average = Average(vae, 0.995)
+    opt = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
+    first, file = 0, work / "autoencoder.pt"
+    if resume and file.is_file():
+        state = load(file)
+        vae.load_state_dict(state["model"])
+        opt.load_state_dict(state["optimizer"])
+        average.load(state["average"])
+        first = state["step"]
+    data = pictures(count)
+    log = Log(work / "autoencoder.jsonl", 50)
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc="autoencoder")
+    for step in bar:
+        g = generator(seed, step)
+        x = data[torch.randint(count, (batch,), generator=g)].float() / 127.5 - 1
+        x = x.contiguous(memory_format=torch.channels_last)
+        side = x.shape[-1] // 4
+        strength = 0.25 * torch.rand(batch, 1, 1, 1, generator=g)
+        noise = strength * torch.randn(batch, 4, side, side, generator=g)
+        for group in opt.param_groups:
+            group["lr"] = learning_rate(step, steps, peak, 100)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(vae, x, noise)
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        opt.step()
+        average.update()
+        if line := log.add(step, loss=loss.item()):
+            bar.set_postfix(loss=line["loss"])
+        if (step + 1) % 500 == 0 or step + 1 == steps:
+            state = {"model": vae.state_dict(), "optimizer": opt.state_dict()}
+            save({**state, "average": average.state(), "step": step + 1}, file)
+            average.swap()
+            measure(vae, data[:256])
+            vae.save_pretrained(work / "vae")
+            average.swap()
+    return vae
+
+
+def refine_decoder(
+    work: Path, steps: int, *, batch: int = 16, count: int = 8000, peak: float = 1e-3, seed: int = 2,
+    resume: bool = False,
+) -> None:
+    """Train only the decoder on, the latents staying as they are: `work/vae` to `work/vae-refined`.
+
+    Its loss is taken relative to the contrast of the picture: a purple corner on gray counts as much
+    as a yellow one on black.
+    """
+    file, out, first = work / "decoder.pt", work / "vae-refined", 0
+    vae = AutoencoderTiny.from_pretrained(work / "vae").to(memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(False)
+    average = Average(vae.decoder, 0.998)
+    opt = torch.optim.AdamW(vae.decoder.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
+    if resume and file.is_file():
+        state = load(file)
+        vae.load_state_dict(state["model"])
+        opt.load_state_dict(state["optimizer"])
+        average.load(state["average"])
+        first = state["step"]
+    data = pictures(count)
+    log = Log(work / "decoder.jsonl", 50)
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc="decoder", mininterval=5)
+    for step in bar:
+        g = generator(seed, step)
+        x = data[torch.randint(count, (batch,), generator=g)].float() / 127.5 - 1
+        x = x.contiguous(memory_format=torch.channels_last)
+        for group in opt.param_groups:
+            group["lr"] = learning_rate(step, steps, peak, 100)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                z = vae.encoder(x)
+            strength = 0.25 * torch.rand(batch, 1, 1, 1, generator=g)
+            y = vae.decoder(z + strength * torch.randn(z.shape, generator=g)).float()
+        # Mean absolute local contrast of each picture, kept from 0.
+        steep = sum(x.diff(dim=a).abs().mean((1, 2, 3), keepdim=True) for a in (-1, -2))
+        off = (y - x) / (steep / steep.mean()).clamp(0.3, 3)
+        loss = off.abs().mean() + off.square().mean()
+        for axis in (-1, -2):
+            loss = loss + off.diff(dim=axis).abs().mean()
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
+        opt.step()
+        average.update()
+        log.add(step, loss=loss.item())
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            state = {"model": vae.state_dict(), "optimizer": opt.state_dict()}
+            save({**state, "average": average.state(), "step": step + 1}, file)
+            average.swap()
+            vae.save_pretrained(out)
+            average.swap()
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderTiny, data: torch.Tensor) -> None:
+    """Set the scaling and shift factors so that (z - shift) * scale has mean 0 and std 1."""
+    z = vae.encode(data.float() / 127.5 - 1).latents
+    scale, shift = 1 / z.std().item(), z.mean().item()
+    vae.register_to_config(scaling_factor=round(scale, 5), shift_factor=round(shift, 5))

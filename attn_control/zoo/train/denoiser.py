@@ -1,0 +1,152 @@
+"""Training the denoiser of shapes-sd3 together with its two text encoders, by flow matching.
+
+Most steps go through the coarse door (64 tokens, large batches), every `fine_every`-th at the
+shipped resolution (256 tokens), and the last part only there. A run's randomness depends on the step
+alone, so that a resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from attn_control.zoo.train import model as door
+from attn_control.zoo.train.common import Average, Log, generator, learning_rate, load, save
+from attn_control.zoo.train.text import build_encoder, build_tokenizer, encode, tokenize
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that shapes a run; kept in its checkpoint."""
+
+    steps: int = 8000
+    coarse_batch: int = 64
+    fine_batch: int = 16
+    fine_every: int = 5
+    fine_from: float = 0.8  # share of the steps after which all are fine
+    peak: float = 1e-3
+    warmup: int = 200
+    decay: float = 0.999
+    time_mean: float = 0.6  # of the logit of t: a little above 0, where the layout is decided
+    time_std: float = 1.1
+    drop: float = 0.1  # captions emptied, for classifier-free guidance
+    zeros: float = 0.08  # last part: share of steps with the 256 zero tokens of a missing T5
+    seed: int = 1
+    width: int = 128
+    layers: int = 6
+    compile: bool = True
+
+
+class Trainee(nn.Module):
+    """All that is trained: denoiser, its coarse door and the text encoders."""
+
+    def __init__(self, s: Settings):
+        super().__init__()
+        self.tokenizer = build_tokenizer()
+        self.denoiser = door.build(s.width, s.layers)
+        self.coarse = door.Coarse(s.width)
+        self.encoders = nn.ModuleList([build_encoder(self.tokenizer) for _ in range(2)])
+
+
+def is_fine(step: int, s: Settings) -> bool:
+    """Whether a step runs at the shipped resolution."""
+    return step >= s.fine_from * s.steps or step % s.fine_every == s.fine_every - 1
+
+
+def draw_batch(
+    step: int, s: Settings, latents: torch.Tensor, ids: torch.Tensor, empty: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The examples, times and noise of one step."""
+    g = generator(s.seed, step)
+    size = s.fine_batch if is_fine(step, s) else s.coarse_batch
+    pick = torch.randint(len(latents), (size,), generator=g)
+    x0 = latents[pick].float()
+    words = ids[pick].clone()
+    words[torch.rand(size, generator=g) < s.drop] = empty
+    # Stratified: one time from each of `size` equally likely slices of the logit-normal.
+    u = (torch.arange(size) + torch.rand(size, generator=g)) / size
+    t = torch.sigmoid(s.time_mean + s.time_std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
+    noise = torch.randn(x0.shape, generator=g)
+    zeros = step >= s.fine_from * s.steps and bool(torch.rand((), generator=g) < s.zeros)
+    return {"x0": x0, "ids": words, "t": t, "noise": noise, "zeros": torch.tensor(zeros)}
+
+
+def _losses(
+    trainee: Trainee, fine: bool, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor,
+    pooled: torch.Tensor, target: torch.Tensor,
+) -> torch.Tensor:
+    coarse = None if fine else trainee.coarse
+    out = door.velocity(trainee.denoiser, x, t * 1000, states, pooled, coarse)
+    return F.mse_loss(out.float(), target)
+
+
+def parameter_groups(trainee: Trainee) -> list[dict]:
+    """Weight decay on matrices only."""
+    matrices = [p for p in trainee.parameters() if p.ndim >= 2]
+    rest = [p for p in trainee.parameters() if p.ndim < 2]
+    return [{"params": matrices, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}]
+
+
+def train(
+    work: Path, s: Settings, data: tuple[torch.Tensor, torch.Tensor], *, resume: bool = False,
+    init_from: Path | None = None, save_every: int = 250, stop_at: int | None = None,
+) -> Trainee:
+    """Train; keeps `work/denoiser.pt`, resumable. Returns the trainee with its current weights.
+
+    data: latents float16 (count, 4, 32, 32) and ids int64 (count, 16). init_from: a checkpoint
+    whose averaged weights to start from. stop_at: leave after that step, as an interruption would.
+    """
+    torch.manual_seed(s.seed)
+    work.mkdir(parents=True, exist_ok=True)
+    trainee, file, first = Trainee(s), work / "denoiser.pt", 0
+    opt = torch.optim.AdamW(parameter_groups(trainee), lr=s.peak, betas=(0.9, 0.98), fused=True)
+    average = Average(trainee, s.decay)
+    if resume and file.is_file():
+        state = load(file)
+        trainee.load_state_dict(state["model"])
+        opt.load_state_dict(state["optimizer"])
+        average.load(state["average"])
+        first = state["step"]
+    elif init_from is not None:
+        state = load(init_from)
+        trainee.load_state_dict(state["model"])
+        for value, p in zip(state["average"]["values"], trainee.parameters(), strict=True):
+            p.data.copy_(value)
+        average = Average(trainee, s.decay)
+    latents, ids = data
+    empty = tokenize(trainee.tokenizer, [""])[0]
+    losses = torch.compile(_losses, dynamic=False) if s.compile else _losses
+    log = Log(work / "denoiser.jsonl", 50)
+    last = min(s.steps, stop_at or s.steps)
+    bar = tqdm(range(first, last), initial=first, total=s.steps, desc="denoiser", mininterval=5)
+    for step in bar:
+        b, fine = draw_batch(step, s, latents, ids, empty), is_fine(step, s)
+        t = b["t"][:, None, None, None]
+        x, target = torch.lerp(b["x0"], b["noise"], t), b["noise"] - b["x0"]
+        for group in opt.param_groups:
+            group["lr"] = learning_rate(step, s.steps, s.peak, s.warmup)
+        with torch.autocast("cpu", torch.bfloat16):
+            states, pooled = encode(trainee.encoders, b["ids"])
+            run = losses
+            if b["zeros"]:
+                states = torch.cat([states, states.new_zeros(len(x), 256, states.shape[-1])], 1)
+                run = _losses  # too rare to be worth a compiled graph of its own
+            loss = run(trainee, fine, x, b["t"], states, pooled, target)
+        opt.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0, foreach=True)
+        opt.step()
+        average.update()
+        name = "zeros" if b["zeros"] else "fine" if fine else "coarse"
+        if line := log.add(step, **{name: loss.item()}):
+            bar.set_postfix({k: v for k, v in line.items() if k in ("coarse", "fine")})
+        if (step + 1) % save_every == 0 or step + 1 == last:
+            state = {"model": trainee.state_dict(), "optimizer": opt.state_dict()}
+            state = {**state, "average": average.state(), "settings": asdict(s), "step": step + 1}
+            save(state, file)
+    return trainee

@@ -1,0 +1,69 @@
+"""The text side of shapes-sd3: a CLIP tokenizer of the captions' words and two tiny CLIP encoders."""
+
+from __future__ import annotations
+
+import torch
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from attn_control.zoo.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES
+
+LENGTH = 16  # tokens; the longest caption takes 14 with its two marks
+WIDTH = 64  # of each encoder; the pipeline concatenates the two
+
+
+def words() -> list[str]:
+    """Every word that a caption can hold."""
+    phrases = [*COLOURS, *SHAPES, *BACKGROUNDS, *RELATIONS, "a", "and", "on", "background"]
+    return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A byte-level BPE in CLIP's own format, where each caption word is one token of its own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
+    )
+    # Single characters too, so that any other text still splits into known tokens.
+    bpe.train_from_iterator(words() * 2 + sorted(letters), trainer)
+    import json
+
+    model = json.loads(bpe.to_str())["model"]
+    vocab = dict(model["vocab"])
+    for mark in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[mark] = len(vocab)
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
+
+
+def build_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+    """An untrained two-layer encoder of width 64."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH,
+        projection_dim=WIDTH, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=LENGTH, hidden_act="gelu", bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    encoder = CLIPTextModelWithProjection(config)
+    # CLIP starts at std 0.02, which at this width lets the words drown in the first layers' output.
+    for name, p in encoder.named_parameters():
+        if "token_embedding" in name or "position_embedding" in name:
+            torch.nn.init.normal_(p, std=0.3 if "token" in name else 0.1)
+    return encoder
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Token ids, int64 (captions, 16), exactly as the pipeline makes them."""
+    return tokenizer(
+        captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def encode(encoders: torch.nn.ModuleList, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(batch, 16, 128) states and (batch, 128) pooled, by the pipeline's convention, without T5."""
+    outs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
+    states = torch.cat([out.hidden_states[-2] for out in outs], -1)
+    return states, torch.cat([out[0] for out in outs], -1)
