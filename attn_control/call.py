@@ -1,6 +1,7 @@
 """Site, Layout, Step and Call: the words in which every method is written.
 
-Shapes are canonical: (batch, heads, tokens, head_dim). Nothing here knows a model, a method or diffusers.
+Shapes are canonical: (batch, heads, tokens, head_dim). Nothing here knows a model, a method or
+    diffusers.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ class Site:
     Attributes:
         name: qualified module name inside its model, as in ``named_modules()``; what files store.
         model: the pipeline component it belongs to: "transformer", "transformer_2" or "unet".
-        layer: block index over the whole model in execution order (joint blocks first, then single).
+        layer: block index over the whole model in execution order (joint blocks first, then
+            single).
         slot: which attention of the block: "joint", "self", "cross" or "self2".
         heads, kv_heads, head_dim: the geometry of its softmax calls.
-        module: the module itself. It may be called (``to_k``, ``norm_k``); its weights are not read,
-            because offload, quantisation and LoRA put them elsewhere.
+        module: the module itself. It may be called (``to_k``, ``norm_k``); its weights are not
+            read, because offload, quantisation and LoRA put them elsewhere.
     """
 
     name: str
@@ -49,7 +51,9 @@ class Site:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens with one role. ``grid`` is (frames, height, width) where the tokens are spatial."""
+    """A run of tokens with one role. ``grid`` is (frames, height, width) where the tokens are
+    spatial.
+    """
 
     name: str
     role: str
@@ -64,14 +68,18 @@ class Segment:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the tokens of a call are, in order. For cross-attention the keys are other tokens than the queries."""
+    """What the tokens of a call are, in order. For cross-attention the keys are other tokens than
+    the queries.
+    """
 
     q: tuple[Segment, ...]
     k: tuple[Segment, ...]
 
     @classmethod
     def joint(cls, *parts: tuple[str, int, tuple[int, int, int] | None]) -> Layout:
-        """A layout whose queries and keys are the same tokens, from (role, length, grid) in order."""
+        """A layout whose queries and keys are the same tokens, from (role, length, grid) in
+        order.
+        """
         segments, start = [], 0
         for role, length, grid in parts:
             segments.append(Segment(role, role, start, length, grid))
@@ -96,7 +104,9 @@ class Layout:
         return self.q == self.k
 
     def span(self, tokens: str) -> tuple[tuple[int, int], ...]:
-        """Half-open query ranges of ``tokens``: "all", or a role; "image" also takes video tokens."""
+        """Half-open query ranges of ``tokens``: "all", or a role; "image" also takes video
+        tokens.
+        """
         if tokens == "all":
             return ((0, self.q_len),)
         roles = {"image", "video"} if tokens in ("image", "video") else {tokens}
@@ -134,7 +144,8 @@ class Step:
             return None
         if found[-1] - found[0] + 1 != len(found):
             raise AttnControlError(
-                f"rows of branch {branch!r} are not contiguous: got {self.branch}, expected one block of rows"
+                f"rows of branch {branch!r} are not contiguous: got {self.branch}, expected one"
+                " block of rows"
             )
         return found[0], found[-1] + 1
 
@@ -143,9 +154,10 @@ class Step:
 class Call:
     """One softmax attention about to run, with everything a plan may need.
 
-    q: (batch, heads, q_tokens, head_dim); k, v: (batch, kv_heads, k_tokens, head_dim); mask: as the model gave it.
-    ``original()`` runs the untouched diffusers call, with the user's backend and parallel configuration, and
-    returns (batch, heads, q_tokens, head_dim).
+    q: (batch, heads, q_tokens, head_dim); k, v: (batch, kv_heads, k_tokens, head_dim); mask: as the
+        model gave it.
+    ``original()`` runs the untouched diffusers call, with the user's backend and parallel
+    configuration, and returns (batch, heads, q_tokens, head_dim).
     """
 
     site: Site

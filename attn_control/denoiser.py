@@ -1,7 +1,7 @@
 """The denoiser under control: healing, step tracking, the main forward and the extra ones.
 
-The denoiser's class is swapped for a subclass whose ``__call__`` does all this outside any compiled graph and outside the
-hooks of diffusers and accelerate, which live in ``forward``.
+The denoiser's class is swapped for a subclass whose ``__call__`` does all this outside any compiled
+graph and outside the hooks of diffusers and accelerate, which live in ``forward``.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class Denoiser:
         self._plans.clear()
         self._kept = None
 
-    def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """One denoiser call of the pipeline."""
         with self._lock:
             self.interception.heal()
@@ -115,11 +117,18 @@ class Denoiser:
                 self._set({})
 
     def _controlled(
-        self, active: list[Entry], forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        active: list[Entry],
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         arguments = bind(self.model, args, kwargs)
         # Models pop from nested dicts while they run: keep what the extra forwards will need.
-        spare = {name: dict(value) if isinstance(value, dict) else value for name, value in arguments.items()}
+        spare = {
+            name: dict(value) if isinstance(value, dict) else value
+            for name, value in arguments.items()
+        }
         step = self.step = self.tracker.locate(self.family, arguments, _context.name)
         for entry in active:
             entry.begin(step, self.tracker.run)
@@ -145,7 +154,8 @@ class Denoiser:
     def _kept_delta(self, step: Step) -> Tensor:
         if self._kept is None or self._kept.key != (step.run_id, step.index):
             raise AttnControlError(
-                f"guidance: the {step.branch[0]} call of step {step.index} came before its cond call;"
+                f"guidance: the {step.branch[0]} call of step {step.index} came before its cond"
+                " call;"
                 " this order of split guidance is not supported"
             )
         return self._kept.delta
@@ -160,12 +170,16 @@ class Denoiser:
         rows: tuple[int, int],
         step: Step,
     ) -> Tensor:
-        """One extra forward with the entry's perturbation; returns its difference for the cond rows."""
+        """One extra forward with the entry's perturbation; returns its difference for the cond
+        rows.
+        """
         extra = slice_rows(self.family, spare, rows)
         sliced = extra is not None
         extra = {n: dict(v) if isinstance(v, dict) else v for n, v in (extra or spare).items()}
         with self._branch_context(f"perturbed:{entry.number}"):
-            output = self._forward(forward, (), extra, [*in_place, entry], extra, step, [self.guided, entry.watch])
+            output = self._forward(
+                forward, (), extra, [*in_place, entry], extra, step, [self.guided, entry.watch]
+            )
         perturbed = sample_of(output)
         if not sliced:
             perturbed = perturbed[rows[0] : rows[1]]
@@ -173,7 +187,8 @@ class Denoiser:
         if not entry.moved:
             if torch.equal(cond, perturbed):
                 raise AttnControlError(
-                    f"{entry.control}: its perturbation ran but the prediction did not change at step {step.index};"
+                    f"{entry.control}: its perturbation ran but the prediction did not change at"
+                    f" step {step.index};"
                     " expected other heads, tokens or a larger u"
                 )
             entry.moved = True
@@ -221,7 +236,9 @@ class Denoiser:
             self._plans[key] = self._build(acting, arguments, sample.device)
         return self._plans[key]
 
-    def _build(self, acting: list[Entry], arguments: dict[str, Any], device: torch.device) -> dict[Port, Plan]:
+    def _build(
+        self, acting: list[Entry], arguments: dict[str, Any], device: torch.device
+    ) -> dict[Port, Plan]:
         model = unwrap(self.model)
         plans = {}
         for port in self.interception.ports:
@@ -232,7 +249,9 @@ class Denoiser:
             builder = PlanBuilder(len(self.entries), device)
             for entry in selecting:
                 entry.control.check(port.site, layout)
-                entry.control.contribute(builder, entry.number, layout, entry.heads[port.site], None)
+                entry.control.contribute(
+                    builder, entry.number, layout, entry.heads[port.site], None
+                )
             plan = builder.build()
             if plan is not None:
                 plans[port] = plan
@@ -242,7 +261,9 @@ class Denoiser:
 
     @contextlib.contextmanager
     def _branch_context(self, name: str) -> Iterator[None]:
-        """A cache context of our own, so that step caches do not mix branches; the pipeline's is put back after."""
+        """A cache context of our own, so that step caches do not mix branches; the pipeline's is
+        put back after.
+        """
         outer, options = _context.name, _context.options
         enter = getattr(unwrap(self.model), "cache_context", None)
         if outer is None or enter is None:
@@ -259,12 +280,17 @@ class Denoiser:
 
 @torch.compiler.disable(recursive=False)  # skips this frame only, not what it calls
 def _eagerly(
-    call: Callable[..., Any], forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    call: Callable[..., Any],
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
-    """Run our own Python outside dynamo, and the denoiser's forward inside it, whoever compiled what and when.
+    """Run our own Python outside dynamo, and the denoiser's forward inside it, whoever compiled
+    what and when.
 
-    ``torch.compile(attached_model)`` makes our ``__call__`` the root of its trace; the pair of switches keeps steps,
-    windows and locks out of the graph without hiding the forward from the compiler.
+    ``torch.compile(attached_model)`` makes our ``__call__`` the root of its trace; the pair of
+    switches keeps steps, windows and locks out of the graph without hiding the forward from the
+    compiler.
     """
     compiler = set_eval_frame(None)
 
@@ -283,13 +309,19 @@ def _eagerly(
 
 @functools.lru_cache(None)
 def _controlled_class(cls: type) -> type:
-    """A subclass of the denoiser's class, by the same name, that asks its Denoiser before each call."""
+    """A subclass of the denoiser's class, by the same name, that asks its Denoiser before each
+    call.
+    """
 
     @torch.compiler.disable(recursive=False)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         control: Denoiser | None = self.__dict__.get("_attn_control")
         forward = functools.partial(cls.__call__, self)
-        return forward(*args, **kwargs) if control is None else _eagerly(control.call, forward, args, kwargs)
+        return (
+            forward(*args, **kwargs)
+            if control is None
+            else _eagerly(control.call, forward, args, kwargs)
+        )
 
     body: dict[str, Any] = {
         "__call__": __call__,
@@ -304,7 +336,11 @@ def _controlled_class(cls: type) -> type:
         def cache_context(self: Any, name: str, **options: Any) -> Iterator[None]:
             before = _context.name, _context.options
             _context.name, _context.options = name, options
-            enter = cls.cache_context if hasattr(cls, "cache_context") else type(self._orig_mod).cache_context
+            enter = (
+                cls.cache_context
+                if hasattr(cls, "cache_context")
+                else type(self._orig_mod).cache_context
+            )
             try:
                 with enter(unwrap(self), name, **options):
                     yield

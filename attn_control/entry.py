@@ -32,7 +32,9 @@ class Entry:
         self._history: list[tuple[Step, list[Site], Tensor]] = []
 
     def begin(self, step: Step, run: Run | None) -> None:
-        """Note a denoiser call; at the first of a run, refuse a window that holds none of the run's steps."""
+        """Note a denoiser call; at the first of a run, refuse a window that holds none of the run's
+        steps.
+        """
         self.last = (step.index, step.total)
         if step.run_id in self.runs:
             return
@@ -41,15 +43,20 @@ class Entry:
         self.runs.append(step.run_id)
 
     def saw(self, step: Step, sites: list[Site], counts: Tensor) -> None:
-        """Keep what a forward counted in its graph: int64 (sites,). The first time, every site must have acted."""
+        """Keep what a forward counted in its graph: int64 (sites,). The first time, every site must
+        have acted.
+        """
         if not self._history:
             for site, count in zip(sites, counts.tolist(), strict=True):
                 if site in self.heads and not count:
                     processor = type(site.module.processor)
                     raise AttnControlError(
-                        f"{self.control}: did not act at {site.label} ({site.name}) at its first due step {step.index}:"
-                        f" {processor.__module__}.{processor.__name__} ran no attention that can be seen; expected a call"
-                        " of dispatch_attention_fn or F.scaled_dot_product_attention from its own module"
+                        f"{self.control}: did not act at {site.label} ({site.name}) at its first"
+                        f" due step {step.index}:"
+                        f" {processor.__module__}.{processor.__name__} ran no attention that can"
+                        " be seen; expected a call"
+                        " of dispatch_attention_fn or F.scaled_dot_product_attention from its own"
+                        " module"
                     )
         self._history.append((step, sites, counts))
 
@@ -79,7 +86,8 @@ def check_window(
     """The steps of a run that lie in the window.
 
     Args:
-        values: the run's timesteps; sigmas: their noise levels, if known; first: position at which the run begins.
+        values: the run's timesteps; sigmas: their noise levels, if known; first: position at which
+            the run begins.
 
     Raises:
         AttnControlError: there are none.
@@ -94,6 +102,7 @@ def check_window(
         span = f"progress {first / len(values):.3g} to {(len(values) - 1) / len(values):.3g}"
     if not due:
         raise AttnControlError(
-            f"{control}: window {window.text!r} holds no step of this run of {len(values)} steps ({span})"
+            f"{control}: window {window.text!r} holds no step of this run of {len(values)} steps"
+            f" ({span})"
         )
     return due

@@ -1,7 +1,9 @@
 """Per-model facts, as data: the only file in which a model's class is named.
 
-A new model is one row of ``FAMILIES``: where its blocks are in execution order, which attention is which, in which order
-the tokens stand, and how its pipelines run classifier-free guidance (facts read off diffusers 0.42.1).
+A new model is one row of ``FAMILIES``: where its blocks are in execution order, which attention is
+    which, in which order
+the tokens stand, and how its pipelines run classifier-free guidance (facts read off diffusers
+0.42.1).
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ class Family:
         cfg: "batched" (rows [uncond, cond] in one call) or "split" (a call each, cond first).
         sample: the argument that holds the noisy latents; its first dimension is the batch.
         timestep_scale: what pipelines multiply the scheduler's timestep by.
-        row_fields: arguments with a batch dimension, for perturbing the cond rows only; empty: full batch.
-        parts: slot -> names of the softmax calls that one processor call makes, when not just "main".
+        row_fields: arguments with a batch dimension, for perturbing the cond rows only; empty: full
+            batch.
+        parts: slot -> names of the softmax calls that one processor call makes, when not just
+            "main".
     """
 
     name: str
@@ -73,7 +77,8 @@ def _flux_layout(site: Site, args: Arguments, model: nn.Module) -> Layout:
     ids = args.get("img_ids")
     if ids is None:
         return Layout.joint(text, ("image", tokens, None))
-    # Kontext appends its reference after the image and marks it in the first column of the position ids.
+    # Kontext appends its reference after the image and marks it in the first column of the position
+    # ids.
     ids = (ids[0] if ids.ndim == 3 else ids).detach().to("cpu", torch.float32)
     count = int((ids[:, 0] == 0).sum())
     height, width = (int(n) + 1 for n in ids[:count, 1:3].amax(dim=0))
@@ -83,7 +88,9 @@ def _flux_layout(site: Site, args: Arguments, model: nn.Module) -> Layout:
 
 def _wan_layout(site: Site, args: Arguments, model: nn.Module) -> Layout:
     patch = model.config.patch_size
-    frames, height, width = (n // p for n, p in zip(args["hidden_states"].shape[-3:], patch, strict=True))
+    frames, height, width = (
+        n // p for n, p in zip(args["hidden_states"].shape[-3:], patch, strict=True)
+    )
     video = Layout.joint(("video", *_grid(height, width, frames)))
     if site.slot == "self":
         return video
@@ -99,7 +106,10 @@ def _unet_layout(site: Site, args: Arguments, model: nn.Module) -> Layout:
     height, width = args["sample"].shape[-2:]
     deepest = len(model.config.down_block_types) - 1
     group, *index = site.name.split(".")
-    depth = {"down_blocks": lambda: int(index[0]), "up_blocks": lambda: deepest - int(index[0])}.get(group, lambda: deepest)()
+    depth = {
+        "down_blocks": lambda: int(index[0]),
+        "up_blocks": lambda: deepest - int(index[0]),
+    }.get(group, lambda: deepest)()
     for _ in range(depth):  # each level is a convolution of stride 2 and padding 1
         height, width = -(-height // 2), -(-width // 2)
     image = Layout.joint(("image", *_grid(height, width)))
@@ -142,7 +152,13 @@ FAMILIES: tuple[Family, ...] = (
         layout=_sd3_layout,
         cfg="batched",
         row_fields=frozenset(
-            {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "block_controlnet_hidden_states"}
+            {
+                "hidden_states",
+                "encoder_hidden_states",
+                "pooled_projections",
+                "timestep",
+                "block_controlnet_hidden_states",
+            }
         ),
     ),
     Family(
@@ -179,7 +195,10 @@ def family_of(model: nn.Module) -> Family:
         if cls.__name__ in _BY_CLASS:
             return _BY_CLASS[cls.__name__]
     known = ", ".join(f"{family.denoiser} ({family.name})" for family in FAMILIES)
-    raise AttnControlError(f"attach: {type(unwrap(model)).__name__} is not a model that attn_control knows; known: {known}")
+    raise AttnControlError(
+        f"attach: {type(unwrap(model)).__name__} is not a model that attn_control knows; known:"
+        f" {known}"
+    )
 
 
 def denoisers(target: Any) -> dict[str, nn.Module]:
@@ -195,7 +214,8 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
     found = {name: module for name, module in found.items() if isinstance(module, nn.Module)}
     if not found:
         raise AttnControlError(
-            f"attach: expected a diffusers pipeline with a {' or '.join(COMPONENTS)}, or such a model;"
+            f"attach: expected a diffusers pipeline with a {' or '.join(COMPONENTS)}, or such a"
+            " model;"
             f" got {type(target).__name__}"
         )
     for module in found.values():
@@ -204,10 +224,14 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
 
 
 def find_sites(model: nn.Module, component: str) -> list[Site]:
-    """Every attention module of the denoiser that has a callable ``processor``, in execution order."""
+    """Every attention module of the denoiser that has a callable ``processor``, in execution
+    order.
+    """
     model = unwrap(model)
     family = family_of(model)
-    patterns = [re.compile(re.escape(path).replace(r"\#", r"(\d+)") + r"\.(\w+)") for path in family.blocks]
+    patterns = [
+        re.compile(re.escape(path).replace(r"\#", r"(\d+)") + r"\.(\w+)") for path in family.blocks
+    ]
     found: list[tuple[tuple[int, ...], str, str, nn.Module]] = []
     for name, module in model.named_modules():
         if not callable(getattr(module, "processor", None)):
@@ -218,7 +242,9 @@ def find_sites(model: nn.Module, component: str) -> list[Site]:
                 *index, leaf = match.groups()
                 found.append(((order, *map(int, index)), name, family.slots[leaf], module))
     if not found:
-        raise AttnControlError(f"attach: {type(model).__name__} has no attention module with a processor")
+        raise AttnControlError(
+            f"attach: {type(model).__name__} has no attention module with a processor"
+        )
     layers = {key: n for n, key in enumerate(sorted({key for key, *_ in found}))}
     sites = [
         Site(
@@ -242,12 +268,18 @@ def _parameters(cls: type) -> tuple[str, ...]:
 
 
 def bind(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The denoiser's arguments by name. Read off the class: offload hooks hide the instance's signature."""
+    """The denoiser's arguments by name. Read off the class: offload hooks hide the instance's
+    signature.
+    """
     return {**dict(zip(_parameters(type(unwrap(model))), args, strict=False)), **kwargs}
 
 
-def slice_rows(family: Family, arguments: Arguments, rows: tuple[int, int]) -> dict[str, Any] | None:
-    """The arguments of the rows alone, or None where some argument's batch dimension is not known."""
+def slice_rows(
+    family: Family, arguments: Arguments, rows: tuple[int, int]
+) -> dict[str, Any] | None:
+    """The arguments of the rows alone, or None where some argument's batch dimension is not
+    known.
+    """
     total = arguments[family.sample].shape[0]
     if rows == (0, total):
         return dict(arguments)
@@ -268,4 +300,7 @@ def slice_rows(family: Family, arguments: Arguments, rows: tuple[int, int]) -> d
 
     if any(has_tensor(value) for name, value in arguments.items() if name not in family.row_fields):
         return None
-    return {name: cut(value) if name in family.row_fields else value for name, value in arguments.items()}
+    return {
+        name: cut(value) if name in family.row_fields else value
+        for name, value in arguments.items()
+    }

@@ -1,9 +1,11 @@
 """The only file that knows how diffusers runs attention.
 
-Every processor's class is swapped for a subclass of itself (same name, same signature, ``isinstance`` kept) that publishes
-the port of the ``attn`` it was called with in a ``threading.local``. The names through which processors reach the softmax,
-``dispatch_attention_fn`` and ``F`` in their own module, are replaced by versions that look for that port and pass straight
-through when there is none. Class swaps, not hooks: dynamo does not guard hooks, so a hook would be lost after compile.
+Every processor's class is swapped for a subclass of itself (same name, same signature,
+``isinstance`` kept) that publishes the port of the ``attn`` it was called with in a
+``threading.local``. The names through which processors reach the softmax, ``dispatch_attention_fn``
+and ``F`` in their own module, are replaced by versions that look for that port and pass straight
+through when there is none. Class swaps, not hooks: dynamo does not guard hooks, so a hook would be
+lost after compile.
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ def _watched_sdpa(
     enable_gqa: bool = False,
 ) -> Tensor:
     def original() -> Tensor:
-        return _sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return _sdpa(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
 
     port = _active()
     if port is None:
@@ -84,7 +88,9 @@ def _watched_sdpa(
 
 def _watched_dispatch(dispatch: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(dispatch)
-    def dispatch_attention_fn(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def dispatch_attention_fn(
+        query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
         port = _active()
         if port is None:
             return dispatch(query, key, value, *args, **kwargs)
@@ -101,7 +107,9 @@ def _watched_dispatch(dispatch: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _functional() -> types.ModuleType:
-    """``torch.nn.functional`` with one name replaced; a copy of the names, so that access costs nothing more."""
+    """``torch.nn.functional`` with one name replaced; a copy of the names, so that access costs
+    nothing more.
+    """
     module = types.ModuleType("torch.nn.functional")
     module.__dict__.update(vars(torch.nn.functional))
     module.scaled_dot_product_attention = _watched_sdpa  # type: ignore[attr-defined]
@@ -113,7 +121,9 @@ _patched: dict[str, tuple[dict[str, Any], int]] = {}  # module name -> (names to
 
 
 def _patch(cls: type) -> list[str]:
-    """Redirect the softmax names in every module that the processor class comes from; returns the modules."""
+    """Redirect the softmax names in every module that the processor class comes from; returns the
+    modules.
+    """
     names = {base.__module__ for base in cls.__mro__} - {"builtins", "torch.nn.modules.module"}
     done = []
     with _lock:
@@ -149,7 +159,9 @@ def _unpatch(names: list[str]) -> None:
 
 @functools.lru_cache(None)
 def _watched_class(cls: type) -> type:
-    """The subclass that publishes the port. Looks like ``cls`` to everyone who asks; constructs like it, too."""
+    """The subclass that publishes the port. Looks like ``cls`` to everyone who asks; constructs
+    like it, too.
+    """
 
     @functools.wraps(cls.__call__)
     def __call__(self: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -209,7 +221,8 @@ class Interception:
                 processor.__class__ = _watched_class(cls)
             except TypeError as error:
                 raise AttnControlError(
-                    f"attach: the processor {cls.__name__} of {port.site.name} cannot be watched: {error}"
+                    f"attach: the processor {cls.__name__} of {port.site.name} cannot be watched:"
+                    f" {error}"
                 ) from None
         else:
             self._modules += _patch(type(processor)._attn_control_class)
@@ -218,11 +231,16 @@ class Interception:
             _users[id(processor)] = _users.get(id(processor), 0) + 1
 
     def heal(self) -> None:
-        """Take in processors that were put in place of ours since the last call (``set_attn_processor``, adapters)."""
+        """Take in processors that were put in place of ours since the last call
+        (``set_attn_processor``, adapters).
+        """
         for port in self.ports:
             processor = port.site.module.processor
             if id(processor) not in self._held:
-                self.notes.append(f"{port.site.name}: its processor was replaced by {type(processor).__name__}; healed")
+                self.notes.append(
+                    f"{port.site.name}: its processor was replaced by {type(processor).__name__};"
+                    " healed"
+                )
                 self._hold(port)
 
     def restore(self) -> None:
@@ -241,24 +259,35 @@ class Interception:
             port.site.module.__dict__.pop("_attn_control_port", None)
 
 
-_users: dict[int, int] = {}  # id of a watched processor -> interceptions that hold it (and keep it alive)
+_users: dict[
+    int, int
+] = {}  # id of a watched processor -> interceptions that hold it (and keep it alive)
 
 
 def processors_for(model: nn.Module, control: Control) -> dict[str, Any]:
-    """A dict for ``model.set_attn_processor`` in which the selected sites run the control. See Control.processors."""
+    """A dict for ``model.set_attn_processor`` in which the selected sites run the control. See
+    Control.processors.
+    """
     if not hasattr(model, "attn_processors"):
         raise AttnControlError(
-            f"{control}: {type(model).__name__} has no attn_processors; use: with attach(pipe, {control}): pipe(...)"
+            f"{control}: {type(model).__name__} has no attn_processors; use: with attach(pipe,"
+            f" {control}): pipe(...)"
         )
     family = family_of(model)
-    chosen = {site.name: (site, heads) for site, heads in control.select(find_sites(model, "transformer")).items()}
+    chosen = {
+        site.name: (site, heads)
+        for site, heads in control.select(find_sites(model, "transformer")).items()
+    }
     result = dict(model.attn_processors)
     for key, processor in result.items():
         site, heads = chosen.get(key.removesuffix(".processor"), (None, ()))
         if site is None or control.idle:
             continue
         if _is_watched(processor):
-            raise AttnControlError(f"{control}: {site.name} is under attach() or .processors() already; undo that first")
+            raise AttnControlError(
+                f"{control}: {site.name} is under attach() or .processors() already; undo that"
+                " first"
+            )
         builder = PlanBuilder(1, torch.device("cpu"))
         control.contribute(builder, 0, None, heads, None)
         fresh = copy.copy(processor)

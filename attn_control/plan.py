@@ -1,4 +1,6 @@
-"""Plan: what one softmax call will execute, compiled from all controls that select its site. In memory only."""
+"""Plan: what one softmax call will execute, compiled from all controls that select its site. In
+memory only.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,19 @@ from torch import Tensor
 from attn_control.call import Call
 
 Epilogue = Callable[[Tensor, Call], Tensor]
-"""Takes the attention output (batch, heads, q_tokens, head_dim) and the Call; returns a new output."""
+"""Takes the attention output (batch, heads, q_tokens, head_dim) and the Call; returns a new
+output.
+"""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One control's share of a plan: a change of the attention output, confined to its own rows, heads and tokens.
+    """One control's share of a plan: a change of the attention output, confined to its own rows,
+    heads and tokens.
 
-    ``control`` is the control's number within the attachment; ``density`` the share of query-key pairs that the
-    part reads. Parts without a kernel of their own may overlap: they run in the order in which they were listed.
+    ``control`` is the control's number within the attachment; ``density`` the share of query-key
+    pairs that the part reads. Parts without a kernel of their own may overlap: they run in the
+    order in which they were listed.
     """
 
     control: int
@@ -29,18 +35,22 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Frozen, and never empty: where nothing is to be done there is no plan, and the original call runs untouched.
+    """Frozen, and never empty: where nothing is to be done there is no plan, and the original call
+    runs untouched.
 
     Attributes:
         parts: in the order of the user's controls.
-        touch: int64 (controls,), added to the site's ``fired`` counter inside the graph at each execution.
+        touch: int64 (controls,), added to the site's ``fired`` counter inside the graph at each
+            execution.
     """
 
     parts: tuple[Part, ...]
     touch: Tensor
 
     def run(self, call: Call, fired: Tensor | None) -> Tensor:
-        """Execute the call and count it in ``fired``; returns (batch, heads, q_tokens, head_dim)."""
+        """Execute the call and count it in ``fired``; returns (batch, heads, q_tokens,
+        head_dim).
+        """
         out = call.original()
         for part in self.parts:
             out = part.epilogue(out, call)

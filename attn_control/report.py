@@ -12,7 +12,9 @@ import torch
 
 
 class Stopwatch:
-    """Seconds and the memory high-water mark around forwards; on CUDA through events, so that nothing waits."""
+    """Seconds and the memory high-water mark around forwards; on CUDA through events, so that
+    nothing waits.
+    """
 
     def __init__(self) -> None:
         self.calls = 0
@@ -85,7 +87,8 @@ class ControlRecord:
 class Report:
     """All of it. ``str(report)`` is a table; ``to_dict()`` is ready for JSON.
 
-    ``plain`` and ``guided`` hold calls, seconds and peak bytes of the forwards without and with perturbation.
+    ``plain`` and ``guided`` hold calls, seconds and peak bytes of the forwards without and with
+    perturbation.
     """
 
     controls: list[ControlRecord]
@@ -112,7 +115,8 @@ class Report:
             state = f"idle: {record.idle}" if record.idle else record.reason or "never fired"
             table.add_row(
                 record.name,
-                ", ".join(site["label"] for site in record.sites.values() if site["calls"]) or state,
+                ", ".join(site["label"] for site in record.sites.values() if site["calls"])
+                or state,
                 "; ".join(_ranges(steps) for steps in record.steps.values()) or "-",
                 str(record.calls),
                 f"{record.density:.3f}",
@@ -120,7 +124,10 @@ class Report:
             )
         console.print(table)
         for name, use in (("plain forwards", self.plain), ("extra forwards", self.guided)):
-            console.print(f"{name}: {use['calls']} calls, {use['seconds']:.2f} s, peak {use['peak_bytes'] / 2**20:.0f} MiB")
+            console.print(
+                f"{name}: {use['calls']} calls, {use['seconds']:.2f} s, peak"
+                f" {use['peak_bytes'] / 2**20:.0f} MiB"
+            )
         for note in self.notes:
             console.print(f"note: {note}")
         return out.getvalue().rstrip()

@@ -1,9 +1,9 @@
 """The grammar for heads and for windows of steps: parsed once, immutable, with errors that point.
 
-    heads   := item ("," item)*          item := "L" range ["." slot] ["H" range]  |  "all"
-    range   := number | number "-" number
-    window  := a "-" b                   progress in [0, 1], half-open, 1 inclusive
-             | "sigma" high "-" low      noise levels, both inclusive
+heads   := item ("," item)*          item := "L" range ["." slot] ["H" range]  |  "all"
+range   := number | number "-" number
+window  := a "-" b                   progress in [0, 1], half-open, 1 inclusive
+         | "sigma" high "-" low      noise levels, both inclusive
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ _WINDOW = re.compile(rf"\s*(sigma\s+)?{_FLOAT}\s*-\s*{_FLOAT}\s*")
 def _point(text: str, at: int, expected: str) -> NoReturn:
     found = repr(text[at]) if at < len(text) else "the end"
     raise AttnControlError(
-        f"selector {text!r}: expected {expected} at character {at + 1}, found {found}\n  {text}\n  {' ' * at}^"
+        f"selector {text!r}: expected {expected} at character {at + 1}, found {found}\n  {text}\n "
+        f" {' ' * at}^"
     )
 
 
 @dataclass(frozen=True)
 class Term:
-    """One item of a selector: a closed range of layers, perhaps a slot, perhaps a closed range of heads."""
+    """One item of a selector: a closed range of layers, perhaps a slot, perhaps a closed range of
+    heads.
+    """
 
     text: str
     layers: tuple[int, int] | None
@@ -86,12 +89,15 @@ class Selector:
         for term in self.terms:
             if term.slot and term.slot not in allowed:
                 raise AttnControlError(
-                    f"{who}: {term.text!r} names {term.slot} attention, which this control cannot act on;"
+                    f"{who}: {term.text!r} names {term.slot} attention, which this control cannot"
+                    " act on;"
                     f" it acts on: {', '.join(allowed)}"
                 )
             matched = [site for site in sites if term.takes(site, slots)]
             if not matched:
-                raise AttnControlError(f"{who}: {term.text!r} matches no attention site; {_inventory(sites, slots)}")
+                raise AttnControlError(
+                    f"{who}: {term.text!r} matches no attention site; {_inventory(sites, slots)}"
+                )
             if term.layers:
                 present = {site.layer for site in matched}
                 missing = [n for n in range(term.layers[0], term.layers[1] + 1) if n not in present]
@@ -104,7 +110,8 @@ class Selector:
                 first, last = term.heads or (0, site.heads - 1)
                 if last >= site.heads:
                     raise AttnControlError(
-                        f"{who}: {term.text!r} asks for head {last} of {site.label}, which has heads"
+                        f"{who}: {term.text!r} asks for head {last} of {site.label}, which has"
+                        " heads"
                         f" 0 to {site.heads - 1}"
                     )
                 chosen.setdefault(site, set()).update(range(first, last + 1))
@@ -157,7 +164,8 @@ class _Scanner:
 
 @lru_cache(256)
 def parse_heads(text: str) -> Selector:
-    """Parse a head selector such as ``"L7H3, L9H11-14"``, ``"L2-5, L9"``, ``"L3.cross"`` or ``"all"``.
+    """Parse a head selector such as ``"L7H3, L9H11-14"``, ``"L2-5, L9"``, ``"L3.cross"`` or
+    ``"all"``.
 
     Raises:
         AttnControlError: points at the first character that does not fit the grammar.
@@ -201,7 +209,9 @@ def _item(scan: _Scanner) -> Term:
 
 @dataclass(frozen=True)
 class Window:
-    """When a control acts: ``kind`` "progress" ([first, last), 1 inclusive) or "sigma" ([last, first])."""
+    """When a control acts: ``kind`` "progress" ([first, last), 1 inclusive) or "sigma" ([last,
+    first]).
+    """
 
     text: str
     kind: str
@@ -226,7 +236,8 @@ class Window:
         value = step.progress if self.kind == "progress" else step.sigma
         if value is None:
             raise AttnControlError(
-                f"{who}: window {self.text!r} needs the sampler's {self.kind}, which is not known here;"
+                f"{who}: window {self.text!r} needs the sampler's {self.kind}, which is not known"
+                " here;"
                 " attach to the whole pipeline, or use window '0-1'"
             )
         return self.contains(value)

@@ -22,12 +22,14 @@ from attn_control.report import ControlRecord, Report, Stopwatch, usage
 def attach(pipe_or_model: Any, *controls: Control, strict: bool = False) -> Session:
     """Put controls on a pipeline (or a bare denoiser) until the session is closed.
 
-    Works at once, and is undone by ``close()`` or at the end of a ``with`` block, also after an exception: every processor
-    is then the same object of the same class as before. Sessions nest; the controls of all act, outer first.
+    Works at once, and is undone by ``close()`` or at the end of a ``with`` block, also after an
+    exception: every processor is then the same object of the same class as before. Sessions nest;
+    the controls of all act, outer first.
 
     Args:
-        pipe_or_model: a diffusers pipeline, or its transformer or UNet. On a bare model the sampler is not known: controls
-            with a window are refused at the first call, and every batch row counts as conditional.
+        pipe_or_model: a diffusers pipeline, or its transformer or UNet. On a bare model the sampler
+            is not known: controls with a window are refused at the first call, and every batch row
+            counts as conditional.
         controls: what to do; none at all leaves every result bit-identical.
         strict: raise instead of warn, on a clean exit, when some control never acted.
 
@@ -49,7 +51,8 @@ class Session:
         for control in controls:
             if not isinstance(control, Control):
                 raise AttnControlError(
-                    f"attach: expected controls such as SoftPAG('L3H1'), got {control!r} of type {type(control).__name__}"
+                    f"attach: expected controls such as SoftPAG('L3H1'), got {control!r} of type"
+                    f" {type(control).__name__}"
                 )
         models = denoisers(target)
         self.controls, self.strict = controls, strict
@@ -70,7 +73,9 @@ class Session:
             own = set(denoiser.sites)
             mine = []
             for number, heads in enumerate(chosen):
-                entry = Entry(controls[number], {site: which for site, which in heads.items() if site in own})
+                entry = Entry(
+                    controls[number], {site: which for site, which in heads.items() if site in own}
+                )
                 if entry.heads:
                     mine.append(entry)
                     self._entries[number].append(entry)
@@ -119,7 +124,9 @@ class Session:
         return Preview(len(values), rows)
 
     def report(self) -> Report:
-        """What each control touched, on which steps, and what it cost. May be asked during and after the session."""
+        """What each control touched, on which steps, and what it cost. May be asked during and
+        after the session.
+        """
         records, notes = [], []
         for number, control in enumerate(self.controls):
             record = ControlRecord(str(control), control.idle, reason=self._why_not(number))
@@ -143,7 +150,9 @@ class Session:
         for denoiser in self._denoisers:
             notes += denoiser.interception.notes
         plain = _total([denoiser.plain for denoiser in self._denoisers])
-        return Report(records, plain, _total([denoiser.guided for denoiser in self._denoisers]), notes)
+        return Report(
+            records, plain, _total([denoiser.guided for denoiser in self._denoisers]), notes
+        )
 
     def _why_not(self, number: int) -> str | None:
         """Why a control has not fired, or None if it has or need not."""
@@ -183,7 +192,10 @@ class Session:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         silent = [
             f"{control}: {self._why_not(number)}"
@@ -213,21 +225,32 @@ class Preview:
 
     def __str__(self) -> str:
         lines = [
-            f"{name}: " + (f"idle, {idle}" if idle else f"{len(due)} of {self.steps} steps" + (", one extra forward each" * extra))
+            f"{name}: "
+            + (
+                f"idle, {idle}"
+                if idle
+                else f"{len(due)} of {self.steps} steps" + (", one extra forward each" * extra)
+            )
             for name, idle, due, extra in self.rows
         ]
-        return "\n".join([*lines, f"extra forwards: {self.extra_forwards} beside {self.steps} steps"])
+        return "\n".join(
+            [*lines, f"extra forwards: {self.extra_forwards} beside {self.steps} steps"]
+        )
 
 
 def _schedule(scheduler: Any, steps: int) -> tuple[list[float], list[float] | None]:
-    """Timesteps and sigmas of a run, from a copy of the scheduler; positions alone when it needs more to know."""
+    """Timesteps and sigmas of a run, from a copy of the scheduler; positions alone when it needs
+    more to know.
+    """
     from attn_control.steps import noise_levels
 
     if scheduler is not None:
         trial = copy.deepcopy(scheduler)
         try:
             trial.set_timesteps(steps)
-        except Exception:  # schedulers that need the picture's size (dynamic shift) cannot be asked beforehand
+        except (
+            Exception
+        ):  # schedulers that need the picture's size (dynamic shift) cannot be asked beforehand
             pass
         else:
             values = [float(t) for t in trial.timesteps.flatten()]

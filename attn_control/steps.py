@@ -1,4 +1,6 @@
-"""Where the sampler is, read from the scheduler and from what the denoiser is given; attention calls are never counted."""
+"""Where the sampler is, read from the scheduler and from what the denoiser is given; attention
+calls are never counted.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from attn_control.families import Arguments, Family
 
 @dataclass
 class Run:
-    """One walk through the scheduler's timesteps. ``timesteps`` is kept: its identity tells runs apart."""
+    """One walk through the scheduler's timesteps. ``timesteps`` is kept: its identity tells runs
+    apart.
+    """
 
     id: int
     timesteps: Any
@@ -30,7 +34,9 @@ class Run:
 
 
 class StepTracker:
-    """Follows the sampler of one pipeline; without a pipeline every step is unknown and every row is "cond"."""
+    """Follows the sampler of one pipeline; without a pipeline every step is unknown and every row
+    is "cond".
+    """
 
     def __init__(self, pipe: Any = None) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
@@ -65,7 +71,9 @@ class StepTracker:
         sigma = run.sigmas[run.position] if run.sigmas else None
         return Step(run.id, run.position, len(run.values), sigma, branch)
 
-    def _follow(self, scheduler: Any, timesteps: torch.Tensor, family: Family, arguments: Arguments) -> Run:
+    def _follow(
+        self, scheduler: Any, timesteps: torch.Tensor, family: Family, arguments: Arguments
+    ) -> Run:
         thread = threading.get_ident()
         run = self._runs.get(thread)
         if run is not None and run.timesteps is not timesteps:
@@ -74,7 +82,9 @@ class StepTracker:
         position = self._position(scheduler, values, run, family, arguments)
         if run is None or position < run.position:
             self._count += 1
-            run = Run(self._count, timesteps, values, noise_levels(scheduler, values), position, position)
+            run = Run(
+                self._count, timesteps, values, noise_levels(scheduler, values), position, position
+            )
             self._runs[thread] = run
         elif position != run.position:
             run.position, run.calls = position, 0
@@ -82,7 +92,12 @@ class StepTracker:
         return run
 
     def _position(
-        self, scheduler: Any, values: list[float], run: Run | None, family: Family, arguments: Arguments
+        self,
+        scheduler: Any,
+        values: list[float],
+        run: Run | None,
+        family: Family,
+        arguments: Arguments,
     ) -> int:
         index = getattr(scheduler, "step_index", None)
         if index is not None:
@@ -90,10 +105,16 @@ class StepTracker:
         if run is None and getattr(scheduler, "begin_index", None) is not None:
             return int(scheduler.begin_index)
         if run is not None and hasattr(scheduler, "step_index"):
-            return run.position  # the scheduler counts from its first step on, and has not made one yet
+            return (
+                run.position
+            )  # the scheduler counts from its first step on, and has not made one yet
         given = arguments.get("timestep")
-        value = float(given.max() if isinstance(given, torch.Tensor) else given) / family.timestep_scale
-        matches = [n for n, t in enumerate(values) if math.isclose(t, value, rel_tol=1e-3, abs_tol=1e-3)]
+        value = (
+            float(given.max() if isinstance(given, torch.Tensor) else given) / family.timestep_scale
+        )
+        matches = [
+            n for n, t in enumerate(values) if math.isclose(t, value, rel_tol=1e-3, abs_tol=1e-3)
+        ]
         if not matches:
             raise AttnControlError(
                 f"the denoiser was called at timestep {value:g}, which is not among the scheduler's"
@@ -101,7 +122,8 @@ class StepTracker:
             )
         if run is None:
             return matches[0]
-        # Repeated timesteps (PNDM): the next unused position, unless the other half of split guidance is due here.
+        # Repeated timesteps (PNDM): the next unused position, unless the other half of split
+        # guidance is due here.
         if family.cfg == "split" and run.position in matches and run.calls < 2:
             return run.position
         return next((n for n in matches if n > run.position), matches[0])
@@ -112,13 +134,17 @@ class StepTracker:
         if family.cfg == "batched":
             if getattr(self.pipe, "do_perturbed_attention_guidance", False):
                 raise AttnControlError(
-                    f"{type(self.pipe).__name__} already runs its own perturbed rows; use the plain pipeline with SoftPAG"
+                    f"{type(self.pipe).__name__} already runs its own perturbed rows; use the"
+                    " plain pipeline with SoftPAG"
                 )
             if arguments.get("skip_layers") is not None:
                 return ("other:skip_layers",) * rows
             if getattr(self.pipe, "do_classifier_free_guidance", False):
                 if rows % 2:
-                    raise AttnControlError(f"classifier-free guidance needs an even batch, the denoiser got {rows} rows")
+                    raise AttnControlError(
+                        f"classifier-free guidance needs an even batch, the denoiser got {rows}"
+                        " rows"
+                    )
                 return ("uncond",) * (rows // 2) + ("cond",) * (rows // 2)
             return ("cond",) * rows
         if context is not None:

@@ -15,9 +15,11 @@ Slices = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Region:
-    """Which elements of (batch, heads, tokens, head_dim) an epilogue may change; all others keep their bits.
+    """Which elements of (batch, heads, tokens, head_dim) an epilogue may change; all others keep
+    their bits.
 
-    rows: half-open batch range, or None for every row; heads: sorted head numbers; spans: half-open token
+    rows: half-open batch range, or None for every row; heads: sorted head numbers; spans: half-open
+        token
     ranges, with None for the end.
     """
 
@@ -41,11 +43,16 @@ class Region:
         done = 0
         for first, last in self.runs():
             for start, stop in self.spans:
-                yield (rows, slice(first, last), slice(start, stop)), slice(done, done + last - first)
+                yield (
+                    (rows, slice(first, last), slice(start, stop)),
+                    slice(done, done + last - first),
+                )
             done += last - first
 
 
-def _apply(out: Tensor, region: Region, change: Callable[[Tensor, Slices, slice], Tensor]) -> Tensor:
+def _apply(
+    out: Tensor, region: Region, change: Callable[[Tensor, Slices, slice], Tensor]
+) -> Tensor:
     new = out.clone()
     for index, heads in region.slices():
         new[index] = change(out[index], index, heads).to(out.dtype)
@@ -54,10 +61,12 @@ def _apply(out: Tensor, region: Region, change: Callable[[Tensor, Slices, slice]
 
 @dataclass(frozen=True, eq=False)
 class Blend:
-    """``(1 - u) O + u V`` on a region: attention blended with the identity, without the attention map.
+    """``(1 - u) O + u V`` on a region: attention blended with the identity, without the attention
+    map.
 
-    Because ``A -> A V`` is linear, this equals ``((1 - u) A + u I) V`` exactly (SoftPAG, arXiv 2506.10978, Eq. 7).
-    u: float32 (heads of the region,). Computed in float32 at least, returned in the dtype of the output.
+    Because ``A -> A V`` is linear, this equals ``((1 - u) A + u I) V`` exactly (SoftPAG, arXiv
+    2506.10978, Eq. 7). u: float32 (heads of the region,). Computed in float32 at least, returned in
+    the dtype of the output.
     """
 
     region: Region

@@ -1,4 +1,6 @@
-"""The base of every method: a frozen description of what the user asked for. It never runs attention."""
+"""The base of every method: a frozen description of what the user asked for. It never runs
+attention.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,6 @@ class Control:
     allowed: ClassVar[tuple[str, ...]] = ("joint", "self", "self2")
     """The slots that a selector may name."""
 
-
     def __post_init__(self) -> None:
         try:
             parse_heads(self.heads)
@@ -56,31 +57,49 @@ class Control:
 
     @property
     def idle(self) -> str | None:
-        """Why this control asks for nothing (say u = 0), or None. An idle control is never run and never missed."""
+        """Why this control asks for nothing (say u = 0), or None. An idle control is never run and
+        never missed.
+        """
         return None
 
     @property
     def guidance_scale(self) -> float | None:
-        """For methods that steer by the difference to a perturbed prediction: its scale. None: acts in place."""
+        """For methods that steer by the difference to a perturbed prediction: its scale. None: acts
+        in place.
+        """
         return None
 
     def __str__(self) -> str:
-        given = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
+        given = ", ".join(
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        )
         return f"{type(self).__name__}({given})"
 
     def select(self, sites: Iterable[Site]) -> dict[Site, tuple[int, ...]]:
-        """The sites and heads it acts on. Raises AttnControlError when an item of the selector matches nothing."""
+        """The sites and heads it acts on. Raises AttnControlError when an item of the selector
+        matches nothing.
+        """
         return self.selector.resolve(sites, slots=self.slots, allowed=self.allowed, who=str(self))
 
     def check(self, site: Site, layout: Layout) -> None:
-        """Refuse a site whose tokens do not fit the method. Raises AttnControlError with the reason."""
+        """Refuse a site whose tokens do not fit the method. Raises AttnControlError with the
+        reason.
+        """
 
     def contribute(
-        self, builder: PlanBuilder, number: int, layout: Layout | None, heads: tuple[int, ...], rows: tuple[int, int] | None
+        self,
+        builder: PlanBuilder,
+        number: int,
+        layout: Layout | None,
+        heads: tuple[int, ...],
+        rows: tuple[int, int] | None,
     ) -> None:
         """Add this control's parts to the plan of one site. Pure: depends on its arguments only.
 
-        number: of this control among those attached; layout: None when run as a bare processor; heads: selected
+        number: of this control among those attached; layout: None when run as a bare processor;
+            heads: selected
         heads of this site; rows: half-open batch range, None for every row.
         """
         raise NotImplementedError
@@ -89,20 +108,25 @@ class Control:
         """A fresh dict for diffusers' own ``model.set_attn_processor``.
 
         Raises:
-            AttnControlError: for methods that need a branch, a Step or a Layout, which a processor cannot know.
+            AttnControlError: for methods that need a branch, a Step or a Layout, which a processor
+                cannot know.
         """
         if self.needs:
             raise AttnControlError(
-                f"{self}: needs {' and '.join(self.needs)} information that an attention processor does not"
+                f"{self}: needs {' and '.join(self.needs)} information that an attention processor"
+                " does not"
                 f" have; use: with attach(pipe, {self}): pipe(...)"
             )
-        # The one call up the import order: a Control is the user's handle, intercept knows diffusers.
+        # The one call up the import order: a Control is the user's handle, intercept knows
+        # diffusers.
         from attn_control.intercept import processors_for
 
         return processors_for(model, self)
 
 
-def number(owner: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
+def number(
+    owner: str, name: str, value: Any, low: float = -math.inf, high: float = math.inf
+) -> None:
     """Refuse anything but a finite number in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise AttnControlError(f"{owner}: {name} must be a number, got {value!r}")
@@ -114,7 +138,9 @@ def number(owner: str, name: str, value: Any, low: float = -math.inf, high: floa
 def one_of(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Refuse anything but one of the choices."""
     if value not in choices:
-        raise AttnControlError(f"{owner}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise AttnControlError(
+            f"{owner}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
+        )
 
 
 def require_tokens(owner: Any, tokens: str, site: Site, layout: Layout) -> None:

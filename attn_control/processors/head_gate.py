@@ -1,4 +1,6 @@
-"""HeadGate: scale or silence attention heads in place (head ablation, Michel et al., arXiv 1905.10650)."""
+"""HeadGate: scale or silence attention heads in place (head ablation, Michel et al., arXiv
+1905.10650).
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,12 @@ from attn_control.processors.control import TOKENS, Control, number, one_of, req
 
 @dataclass(frozen=True)
 class HeadGate(Control):
-    """Multiply the output of chosen heads by ``gain``: 0 silences them, 1 asks for nothing. No extra forward.
+    """Multiply the output of chosen heads by ``gain``: 0 silences them, 1 asks for nothing. No
+    extra forward.
 
     Args:
-        heads: selector of heads; without a slot it takes self- and joint attention, ``L3.cross`` takes cross.
+        heads: selector of heads; without a slot it takes self- and joint attention, ``L3.cross``
+            takes cross.
         gain: finite factor.
         tokens: whose queries are changed: "all", or a role ("image", "video", "text", "reference").
         window: when it acts.
@@ -49,7 +53,14 @@ class HeadGate(Control):
         require_tokens(self, self.tokens, site, layout)
 
     def contribute(
-        self, builder: PlanBuilder, number: int, layout: Layout | None, heads: tuple[int, ...], rows: tuple[int, int] | None
+        self,
+        builder: PlanBuilder,
+        number: int,
+        layout: Layout | None,
+        heads: tuple[int, ...],
+        rows: tuple[int, int] | None,
     ) -> None:
-        gain = torch.full((len(heads),), float(self.gain), dtype=torch.float32, device=builder.device)
+        gain = torch.full(
+            (len(heads),), float(self.gain), dtype=torch.float32, device=builder.device
+        )
         builder.add(Part(number, Gain(Region(rows, heads, span_of(self.tokens, layout)), gain)))

@@ -19,19 +19,26 @@ def build_control(name: str, options: Mapping[str, Any]) -> Control:
     """The control of that name with these options.
 
     Raises:
-        AttnControlError: an unknown control or option (with the nearest known one), a missing or bad value.
+        AttnControlError: an unknown control or option (with the nearest known one), a missing or
+            bad value.
     """
     if name not in CONTROLS:
-        raise AttnControlError(f"unknown control {name!r}{_hint(str(name), CONTROLS)}; known: {', '.join(CONTROLS)}")
+        raise AttnControlError(
+            f"unknown control {name!r}{_hint(str(name), CONTROLS)}; known: {', '.join(CONTROLS)}"
+        )
     cls = CONTROLS[name]
     known = [f.name for f in fields(cls)]
     if not isinstance(options, Mapping):
         raise AttnControlError(f"{name}: expected options such as {{heads: L3H1}}, got {options!r}")
     for key in options:
         if key not in known:
-            raise AttnControlError(f"{name}: unknown option {key!r}{_hint(str(key), known)}; known: {', '.join(known)}")
+            raise AttnControlError(
+                f"{name}: unknown option {key!r}{_hint(str(key), known)}; known: {', '.join(known)}"
+            )
     if "heads" not in options:
-        raise AttnControlError(f"{name}: option 'heads' is missing; expected a selector such as 'L3H1, L5'")
+        raise AttnControlError(
+            f"{name}: option 'heads' is missing; expected a selector such as 'L3H1, L5'"
+        )
     return cls(**options)
 
 

@@ -1,4 +1,6 @@
-"""SoftPAG: guidance by softly perturbing chosen attention heads (arXiv 2506.10978, NeurIPS 2025, Eq. 7)."""
+"""SoftPAG: guidance by softly perturbing chosen attention heads (arXiv 2506.10978, NeurIPS 2025,
+Eq. 7).
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,18 @@ OPS = ("identity",)
 class SoftPAG(Control):
     """Guide away from a prediction in which chosen heads attend only to themselves.
 
-    Per selected head the perturbed pass uses ``A' = (1 - u) A + u I``, computed as ``O' = (1 - u) O + u V`` (no map of
-    tokens by tokens), and the guided prediction is ``pred + scale * (cond - perturbed)``, where ``pred`` is whatever
-    classifier-free guidance the pipeline makes. All heads of a layer at ``u=1`` are PAG (arXiv 2403.17377).
+    Per selected head the perturbed pass uses ``A' = (1 - u) A + u I``, computed as ``O' = (1 - u) O
+    + u V`` (no map of tokens by tokens), and the guided prediction is ``pred + scale * (cond -
+    perturbed)``, where ``pred`` is whatever classifier-free guidance the pipeline makes. All heads
+    of a layer at ``u=1`` are PAG (arXiv 2403.17377).
 
     Args:
         heads: selector of self- or joint-attention heads, e.g. ``"L7H3, L9H11-14"``.
         u: strength of the perturbation, 0 (none, and no extra forward) to 1 (identity).
         scale: guidance scale ``w``; the papers use 3 for SD3. 0 asks for nothing.
         op: what attention is blended with: "identity".
-        tokens: whose queries are perturbed: "all" (as in the paper), "image" (or "video"), "text" or "reference".
+        tokens: whose queries are perturbed: "all" (as in the paper), "image" (or "video"), "text"
+            or "reference".
         window: when it acts.
 
     Raises:
@@ -39,7 +43,6 @@ class SoftPAG(Control):
     scale: float = 3.0
     op: str = "identity"
     tokens: str = "all"
-
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,13 +70,19 @@ class SoftPAG(Control):
     def check(self, site: Site, layout: Layout) -> None:
         if not layout.is_self:
             raise AttnControlError(
-                f"{self}: {site.label} attends from {layout.q_len} queries to {layout.k_len} other keys;"
+                f"{self}: {site.label} attends from {layout.q_len} queries to {layout.k_len} other"
+                " keys;"
                 " the identity needs query i and key i to be the same token"
             )
         require_tokens(self, self.tokens, site, layout)
 
     def contribute(
-        self, builder: PlanBuilder, number: int, layout: Layout | None, heads: tuple[int, ...], rows: tuple[int, int] | None
+        self,
+        builder: PlanBuilder,
+        number: int,
+        layout: Layout | None,
+        heads: tuple[int, ...],
+        rows: tuple[int, int] | None,
     ) -> None:
         u = torch.full((len(heads),), float(self.u), dtype=torch.float32, device=builder.device)
         builder.add(Part(number, Blend(Region(rows, heads, span_of(self.tokens, layout)), u)))
