@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,15 +150,18 @@ def load_model(choice: ModelChoice) -> Any:
 
 
 def _from_pretrained(choice: ModelChoice, dtype: Any) -> Any:
-    from diffusers import DiffusionPipeline
+    import diffusers
 
-    source: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+    # torch_dtype works in every release before 1.0, the newer dtype in the last few only.
+    key = "torch_dtype" if diffusers.__version__.startswith("0.") else "dtype"
+    options: dict[str, Any] = {key: dtype, "use_safetensors": True}
+    load = diffusers.DiffusionPipeline.from_pretrained
     try:
-        if choice.folder is not None:
-            return DiffusionPipeline.from_pretrained(
-                str(choice.folder), local_files_only=True, **source
-            )
-        return DiffusionPipeline.from_pretrained(choice.name, revision=choice.revision, **source)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            if choice.folder is not None:
+                return load(str(choice.folder), local_files_only=True, **options)
+            return load(choice.name, revision=choice.revision, **options)
     except Exception as error:  # whatever a foreign file makes the loader raise: one sentence
         if choice.kind == "hub":
             raise AttnControlError(

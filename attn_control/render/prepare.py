@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class VariantPlan:
     kwargs: dict[str, Any]
     steps: int
     rows: int
-    forwards: float
+    forwards: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Prepared:
     tasks: tuple[Task, ...]
 
     @property
-    def row_forwards(self) -> float:
+    def row_forwards(self) -> int:
         """Rows times denoiser passes over the whole job: what its time is proportional to."""
         each = {variant.name: variant.rows * variant.forwards for variant in self.variants}
         return sum(each[task.variant] for task in self.tasks)
@@ -184,18 +185,35 @@ def check_space(out: Path, tasks: tuple[Task, ...]) -> None:
 
 
 def _controls(name: str, variant: Variant, source: YamlFile) -> tuple[Any, ...]:
-    from attn_control.processors import build_control
-
     built = []
     for index, spec in enumerate(variant.controls):
-        path = ("variants", name, "controls", index, spec.name)
-        try:
-            built.append(build_control(spec.name, dict(spec.options)))
-        except AttnControlError as error:
-            named = [key for key in spec.options if f"{key}" in str(error)]
-            at = (*path, named[0]) if len(named) == 1 else path
-            raise source.error(at, str(error)) from None
+        control, problem = _try(spec.name, spec.options)
+        if problem is not None:
+            culprit = _culprit(spec.name, spec.options, problem)
+            path = ("variants", name, "controls", index, spec.name)
+            raise source.error(path if culprit is None else (*path, culprit), problem)
+        built.append(control)
     return tuple(built)
+
+
+def _try(name: str, options: dict[str, Any]) -> tuple[Any, str | None]:
+    from attn_control.processors import build_control
+
+    try:
+        return build_control(name, dict(options)), None
+    except AttnControlError as error:
+        return None, str(error)
+
+
+def _culprit(name: str, options: dict[str, Any], problem: str) -> str | None:
+    """The option to blame: the one without which all is well, or else without which it differs."""
+    others: dict[str, str | None] = {}
+    for key in options:
+        _, others[key] = _try(name, {k: v for k, v in options.items() if k != key})
+    well = [key for key, other in others.items() if other is None]
+    changed = [key for key, other in others.items() if other != problem]
+    found = well or changed
+    return found[0] if len(found) == 1 else None
 
 
 def _plan_variant(
@@ -204,7 +222,7 @@ def _plan_variant(
     steps = int(kwargs.get("num_inference_steps") or default_of(pipe, "num_inference_steps", 50))
     path = ("variants", name, "controls")
     try:
-        _match(pipe, controls, steps)
+        preview = _match(pipe, controls, steps)
     except AttnControlError as error:
         # Which one was it? Alone, only the culprit fails; else they fail together.
         for index, control in enumerate(controls):
@@ -213,33 +231,19 @@ def _plan_variant(
             except AttnControlError as alone:
                 raise source.error((*path, index), str(alone)) from None
         raise source.error(path, str(error)) from None
-    guiding = [c for c in controls if getattr(c, "guidance_scale", None) is not None]
-    busy = [share for share in (_share(control, steps) for control in guiding) if share]
     rows = 2 if uses_cfg(pipe, kwargs) else 1
     described = tuple(describe(control) for control in controls)
-    # All perturbations share one extra pass, in the steps where any of them is due.
-    forwards = steps * (1 + max(busy, default=0.0))
+    forwards = preview.steps + preview.extra_forwards
     return VariantPlan(name, controls, described, kwargs, steps, rows, forwards)
 
 
-def _match(pipe: Any, controls: tuple[Any, ...], steps: int) -> None:
+def _match(pipe: Any, controls: tuple[Any, ...], steps: int) -> Any:
+    """Attach without running: selectors, conflicts and windows are checked. Returns the preview."""
     from attn_control import attach
 
-    with attach(pipe, *controls) as session:
-        session.preview(steps)
-
-
-def _share(control: Any, steps: int) -> float:
-    """In what share of the steps a control is due, as far as its window says so."""
-    if getattr(control, "idle", None):
-        return 0.0
-    window = str(getattr(control, "window", "0-1"))
-    try:
-        low, high = (float(part) for part in window.split("-"))
-    except ValueError:
-        return 1.0  # a window of sigma: an upper bound
-    due = [i for i in range(steps) if low <= i / steps and (i / steps < high or high >= 1)]
-    return len(due) / steps
+    # closing() and not `with attach(...)`: that would warn about controls that never acted.
+    with closing(attach(pipe, *controls)) as session:
+        return session.preview(steps)
 
 
 def describe(control: Any) -> dict[str, Any]:

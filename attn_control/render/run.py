@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def _run_variant(
     from attn_control import attach
 
     progress.describe(plan.name)
-    with attach(prepared.pipe, *plan.controls) as session:
+    # closing(): a control that never acted becomes a note below, not a warning from `with`.
+    with closing(attach(prepared.pipe, *plan.controls)) as session:
         for task in todo:
             try:
                 image, row = _render(prepared, plan, task)
@@ -105,6 +107,13 @@ def _run_variant(
             outcome.made += 1
             progress.step()
         report = session.report().to_dict()
+    for control in report["controls"]:
+        if not control["fired"] and not control.get("idle"):
+            reason = control.get("reason") or "no reason is known"
+            outcome.notes.append(
+                f"variant {plan.name!r}: {control['name']} never acted ({reason}); its "
+                "pictures are those of the plain pipeline"
+            )
     reports = out / "reports"
     reports.mkdir(exist_ok=True)
     path = reports / f"{slug(plan.name, 40)}.json"
