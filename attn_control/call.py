@@ -51,9 +51,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of tokens with one role. ``grid`` is (frames, height, width) where the tokens are
-    spatial.
-    """
+    """Tokens with one role in a row. ``grid``: (frames, height, width) where they are spatial."""
 
     name: str
     role: str
@@ -68,18 +66,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the tokens of a call are, in order. For cross-attention the keys are other tokens than
-    the queries.
-    """
+    """What the tokens of a call are, in order. In cross-attention the keys are other tokens."""
 
     q: tuple[Segment, ...]
     k: tuple[Segment, ...]
 
     @classmethod
     def joint(cls, *parts: tuple[str, int, tuple[int, int, int] | None]) -> Layout:
-        """A layout whose queries and keys are the same tokens, from (role, length, grid) in
-        order.
-        """
+        """Queries and keys are the same tokens, given as (role, length, grid) in order."""
         segments, start = [], 0
         for role, length, grid in parts:
             segments.append(Segment(role, role, start, length, grid))
@@ -104,9 +98,7 @@ class Layout:
         return self.q == self.k
 
     def span(self, tokens: str) -> tuple[tuple[int, int], ...]:
-        """Half-open query ranges of ``tokens``: "all", or a role; "image" also takes video
-        tokens.
-        """
+        """Query ranges [a, b) of ``tokens``: "all" or a role; "image" also takes video tokens."""
         if tokens == "all":
             return ((0, self.q_len),)
         roles = {"image", "video"} if tokens in ("image", "video") else {tokens}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._dynamo.eval_frame import set_eval_frame
 
 from attn_control.call import Layout, Site, Step, sample_of, with_sample
@@ -52,7 +52,7 @@ class _Kept:
 class Denoiser:
     """Everything that is attached to one denoiser module, shared by nested sessions."""
 
-    def __init__(self, model: nn.Module, component: str, tracker: StepTracker) -> None:
+    def __init__(self, model: Any, component: str, tracker: StepTracker) -> None:
         self.model, self.component, self.tracker = model, component, tracker
         self.family = family_of(model)
         self.interception = Interception(model, component)
@@ -78,7 +78,8 @@ class Denoiser:
             self.interception.restore()
             raise
         self.model.__dict__["_attn_control"] = self
-        self.model.__class__ = _controlled_class(type(self.model))
+        cls: Any = type(self.model)
+        self.model.__class__ = _controlled_class(cls)
 
     def restore(self) -> None:
         self.interception.restore()
@@ -170,9 +171,7 @@ class Denoiser:
         rows: tuple[int, int],
         step: Step,
     ) -> Tensor:
-        """One extra forward with the entry's perturbation; returns its difference for the cond
-        rows.
-        """
+        """One extra forward with the entry's perturbation; its difference for the cond rows."""
         extra = slice_rows(self.family, spare, rows)
         sliced = extra is not None
         extra = {n: dict(v) if isinstance(v, dict) else v for n, v in (extra or spare).items()}
@@ -261,9 +260,7 @@ class Denoiser:
 
     @contextlib.contextmanager
     def _branch_context(self, name: str) -> Iterator[None]:
-        """A cache context of our own, so that step caches do not mix branches; the pipeline's is
-        put back after.
-        """
+        """A cache context of our own: step caches must not mix branches. The outer is put back."""
         outer, options = _context.name, _context.options
         enter = getattr(unwrap(self.model), "cache_context", None)
         if outer is None or enter is None:
@@ -308,10 +305,8 @@ def _eagerly(
 
 
 @functools.lru_cache(None)
-def _controlled_class(cls: type) -> type:
-    """A subclass of the denoiser's class, by the same name, that asks its Denoiser before each
-    call.
-    """
+def _controlled_class(cls: Any) -> Any:
+    """A subclass of the denoiser's class, by its name, that asks its Denoiser at each call."""
 
     @torch.compiler.disable(recursive=False)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -32,9 +32,7 @@ class Entry:
         self._history: list[tuple[Step, list[Site], Tensor]] = []
 
     def begin(self, step: Step, run: Run | None) -> None:
-        """Note a denoiser call; at the first of a run, refuse a window that holds none of the run's
-        steps.
-        """
+        """Note a denoiser call; at the first of a run, refuse a window without any of its steps."""
         self.last = (step.index, step.total)
         if step.run_id in self.runs:
             return
@@ -43,9 +41,7 @@ class Entry:
         self.runs.append(step.run_id)
 
     def saw(self, step: Step, sites: list[Site], counts: Tensor) -> None:
-        """Keep what a forward counted in its graph: int64 (sites,). The first time, every site must
-        have acted.
-        """
+        """Keep a forward's counts, int64 (sites,). The first time, every site must have acted."""
         if not self._history:
             for site, count in zip(sites, counts.tolist(), strict=True):
                 if site in self.heads and not count:

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class AttnControlError(ValueError):
-    """A request that cannot be carried out: says which control, where, what was given, what was expected."""
+    """A request that cannot be carried out: names the control, the place, the value, the need."""

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -50,7 +50,7 @@ class Family:
     denoiser: str
     blocks: tuple[str, ...]
     slots: Mapping[str, str]
-    layout: Callable[[Site, Arguments, nn.Module], Layout]
+    layout: Callable[[Site, Arguments, Any], Layout]
     cfg: str
     sample: str = "hidden_states"
     timestep_scale: float = 1.0
@@ -62,7 +62,7 @@ def _grid(height: int, width: int, frames: int = 1) -> tuple[int, tuple[int, int
     return frames * height * width, (frames, height, width)
 
 
-def _sd3_layout(site: Site, args: Arguments, model: nn.Module) -> Layout:
+def _sd3_layout(site: Site, args: Arguments, model: Any) -> Layout:
     patch = model.config.patch_size
     height, width = args["hidden_states"].shape[-2:]
     image = ("image", *_grid(height // patch, width // patch))
@@ -71,7 +71,7 @@ def _sd3_layout(site: Site, args: Arguments, model: nn.Module) -> Layout:
     return Layout.joint(image, ("text", args["encoder_hidden_states"].shape[1], None))
 
 
-def _flux_layout(site: Site, args: Arguments, model: nn.Module) -> Layout:
+def _flux_layout(site: Site, args: Arguments, model: Any) -> Layout:
     text = ("text", args["encoder_hidden_states"].shape[1], None)
     tokens = args["hidden_states"].shape[1]
     ids = args.get("img_ids")
@@ -86,7 +86,7 @@ def _flux_layout(site: Site, args: Arguments, model: nn.Module) -> Layout:
     return Layout.joint(text, ("image", count, grid), ("reference", tokens - count, None))
 
 
-def _wan_layout(site: Site, args: Arguments, model: nn.Module) -> Layout:
+def _wan_layout(site: Site, args: Arguments, model: Any) -> Layout:
     patch = model.config.patch_size
     frames, height, width = (
         n // p for n, p in zip(args["hidden_states"].shape[-3:], patch, strict=True)
@@ -102,7 +102,7 @@ def _wan_parts(site: Site) -> tuple[str, ...]:
     return ("image", "main") if image else ("main",)
 
 
-def _unet_layout(site: Site, args: Arguments, model: nn.Module) -> Layout:
+def _unet_layout(site: Site, args: Arguments, model: Any) -> Layout:
     height, width = args["sample"].shape[-2:]
     deepest = len(model.config.down_block_types) - 1
     group, *index = site.name.split(".")
@@ -210,8 +210,8 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
     if isinstance(target, nn.Module):
         name = "unet" if family_of(target).sample == "sample" else "transformer"
         return {name: target}
-    found = {name: getattr(target, name, None) for name in COMPONENTS}
-    found = {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+    parts = ((name, getattr(target, name, None)) for name in COMPONENTS)
+    found = {name: module for name, module in parts if isinstance(module, nn.Module)}
     if not found:
         raise AttnControlError(
             f"attach: expected a diffusers pipeline with a {' or '.join(COMPONENTS)}, or such a"
@@ -224,15 +224,13 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
 
 
 def find_sites(model: nn.Module, component: str) -> list[Site]:
-    """Every attention module of the denoiser that has a callable ``processor``, in execution
-    order.
-    """
+    """The denoiser's attention modules with a callable ``processor``, in execution order."""
     model = unwrap(model)
     family = family_of(model)
     patterns = [
         re.compile(re.escape(path).replace(r"\#", r"(\d+)") + r"\.(\w+)") for path in family.blocks
     ]
-    found: list[tuple[tuple[int, ...], str, str, nn.Module]] = []
+    found: list[tuple[tuple[int, ...], str, str, Any]] = []
     for name, module in model.named_modules():
         if not callable(getattr(module, "processor", None)):
             continue
@@ -263,23 +261,19 @@ def find_sites(model: nn.Module, component: str) -> list[Site]:
 
 
 @lru_cache(64)
-def _parameters(cls: type) -> tuple[str, ...]:
+def _parameters(cls: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(cls.forward).parameters)[1:]
 
 
 def bind(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The denoiser's arguments by name. Read off the class: offload hooks hide the instance's
-    signature.
-    """
-    return {**dict(zip(_parameters(type(unwrap(model))), args, strict=False)), **kwargs}
+    """The denoiser's arguments by name, read off the class: hooks hide the instance's."""
+    return {**dict(zip(_parameters(cast(Any, type(unwrap(model)))), args, strict=False)), **kwargs}
 
 
 def slice_rows(
     family: Family, arguments: Arguments, rows: tuple[int, int]
 ) -> dict[str, Any] | None:
-    """The arguments of the rows alone, or None where some argument's batch dimension is not
-    known.
-    """
+    """The rows' arguments alone, or None where some argument's batch dimension is not known."""
     total = arguments[family.sample].shape[0]
     if rows == (0, total):
         return dict(arguments)

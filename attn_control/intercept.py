@@ -54,14 +54,15 @@ class Port:
         return None  # a copied model is detached
 
 
-def _active() -> Port | None:
+def _active() -> tuple[Port, Plan] | None:
     """The port whose plan governs the softmax about to run, or None to pass through."""
     port = _local.port
     if port is None:
         return None
     index = _local.index
     _local.index = index + 1
-    return None if port.plan is None or index != port.main else port
+    plan = port.plan
+    return None if plan is None or index != port.main else (port, plan)
 
 
 def _watched_sdpa(
@@ -79,11 +80,12 @@ def _watched_sdpa(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
 
-    port = _active()
-    if port is None:
+    active = _active()
+    if active is None:
         return original()
+    port, plan = active
     call = Call(port.site, "main", query, key, value, attn_mask, scale, original)
-    return port.plan.run(call, port.fired)
+    return plan.run(call, port.fired)
 
 
 def _watched_dispatch(dispatch: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -91,25 +93,24 @@ def _watched_dispatch(dispatch: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def dispatch_attention_fn(
         query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        port = _active()
-        if port is None:
+        active = _active()
+        if active is None:
             return dispatch(query, key, value, *args, **kwargs)
 
         def original() -> Tensor:
             return dispatch(query, key, value, *args, **kwargs).transpose(1, 2)
 
+        port, plan = active
         mask = args[0] if args else kwargs.get("attn_mask")
         q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         call = Call(port.site, "main", q, k, v, mask, kwargs.get("scale"), original)
-        return port.plan.run(call, port.fired).transpose(1, 2)
+        return plan.run(call, port.fired).transpose(1, 2)
 
     return dispatch_attention_fn
 
 
 def _functional() -> types.ModuleType:
-    """``torch.nn.functional`` with one name replaced; a copy of the names, so that access costs
-    nothing more.
-    """
+    """``torch.nn.functional`` with one name replaced. A copy, so that names cost nothing more."""
     module = types.ModuleType("torch.nn.functional")
     module.__dict__.update(vars(torch.nn.functional))
     module.scaled_dot_product_attention = _watched_sdpa  # type: ignore[attr-defined]
@@ -121,14 +122,12 @@ _patched: dict[str, tuple[dict[str, Any], int]] = {}  # module name -> (names to
 
 
 def _patch(cls: type) -> list[str]:
-    """Redirect the softmax names in every module that the processor class comes from; returns the
-    modules.
-    """
+    """Redirect the softmax names in the modules the class comes from; returns those modules."""
     names = {base.__module__ for base in cls.__mro__} - {"builtins", "torch.nn.modules.module"}
     done = []
     with _lock:
         for name in names:
-            module = sys.modules.get(name)
+            module: Any = sys.modules.get(name)
             if module is None:
                 continue
             saved, users = _patched.get(name, ({}, 0))
@@ -158,10 +157,8 @@ def _unpatch(names: list[str]) -> None:
 
 
 @functools.lru_cache(None)
-def _watched_class(cls: type) -> type:
-    """The subclass that publishes the port. Looks like ``cls`` to everyone who asks; constructs
-    like it, too.
-    """
+def _watched_class(cls: Any) -> Any:
+    """The subclass that publishes the port. It looks, and constructs, like ``cls``."""
 
     @functools.wraps(cls.__call__)
     def __call__(self: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -215,7 +212,7 @@ class Interception:
         if id(processor) in self._held:
             return
         if not _is_watched(processor):
-            cls = type(processor)
+            cls: Any = type(processor)
             self._modules += _patch(cls)
             try:
                 processor.__class__ = _watched_class(cls)
@@ -231,9 +228,7 @@ class Interception:
             _users[id(processor)] = _users.get(id(processor), 0) + 1
 
     def heal(self) -> None:
-        """Take in processors that were put in place of ours since the last call
-        (``set_attn_processor``, adapters).
-        """
+        """Take in processors that replaced ours since the last call (adapters, user code)."""
         for port in self.ports:
             processor = port.site.module.processor
             if id(processor) not in self._held:
@@ -264,10 +259,8 @@ _users: dict[
 ] = {}  # id of a watched processor -> interceptions that hold it (and keep it alive)
 
 
-def processors_for(model: nn.Module, control: Control) -> dict[str, Any]:
-    """A dict for ``model.set_attn_processor`` in which the selected sites run the control. See
-    Control.processors.
-    """
+def processors_for(model: Any, control: Control) -> dict[str, Any]:
+    """What ``Control.processors`` returns: the selected sites' processors run the control."""
     if not hasattr(model, "attn_processors"):
         raise AttnControlError(
             f"{control}: {type(model).__name__} has no attn_processors; use: with attach(pipe,"
@@ -291,8 +284,9 @@ def processors_for(model: nn.Module, control: Control) -> dict[str, Any]:
         builder = PlanBuilder(1, torch.device("cpu"))
         control.contribute(builder, 0, None, heads, None)
         fresh = copy.copy(processor)
-        modules = _patch(type(processor))
-        fresh.__class__ = _watched_class(type(processor))
+        cls: Any = type(processor)
+        modules = _patch(cls)
+        fresh.__class__ = _watched_class(cls)
         port = Port(site, family.parts(site))
         port.plan = builder.build()
         fresh._attn_control_port = port

@@ -1,6 +1,4 @@
-"""Plan: what one softmax call will execute, compiled from all controls that select its site. In
-memory only.
-"""
+"""Plan: what one softmax call executes, compiled from all controls that select its site."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from torch import Tensor
 from attn_control.call import Call
 
 Epilogue = Callable[[Tensor, Call], Tensor]
-"""Takes the attention output (batch, heads, q_tokens, head_dim) and the Call; returns a new
-output.
-"""
+"""From an output (batch, heads, q_tokens, head_dim) and its Call to a new output."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +44,7 @@ class Plan:
     touch: Tensor
 
     def run(self, call: Call, fired: Tensor | None) -> Tensor:
-        """Execute the call and count it in ``fired``; returns (batch, heads, q_tokens,
-        head_dim).
-        """
+        """Execute and count in ``fired``; returns (batch, heads, q_tokens, head_dim)."""
         out = call.original()
         for part in self.parts:
             out = part.epilogue(out, call)

@@ -12,9 +12,7 @@ import torch
 
 
 class Stopwatch:
-    """Seconds and the memory high-water mark around forwards; on CUDA through events, so that
-    nothing waits.
-    """
+    """Seconds and peak memory around forwards; on CUDA through events, so that nothing waits."""
 
     def __init__(self) -> None:
         self.calls = 0

@@ -34,9 +34,7 @@ def _point(text: str, at: int, expected: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Term:
-    """One item of a selector: a closed range of layers, perhaps a slot, perhaps a closed range of
-    heads.
-    """
+    """One item: a closed range of layers, perhaps a slot, perhaps a closed range of heads."""
 
     text: str
     layers: tuple[int, int] | None
@@ -209,9 +207,7 @@ def _item(scan: _Scanner) -> Term:
 
 @dataclass(frozen=True)
 class Window:
-    """When a control acts: ``kind`` "progress" ([first, last), 1 inclusive) or "sigma" ([last,
-    first]).
-    """
+    """When a control acts: "progress" in [first, last), 1 inclusive, "sigma" in [last, first]."""
 
     text: str
     kind: str

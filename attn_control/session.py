@@ -124,9 +124,7 @@ class Session:
         return Preview(len(values), rows)
 
     def report(self) -> Report:
-        """What each control touched, on which steps, and what it cost. May be asked during and
-        after the session.
-        """
+        """What each control touched, at which steps, at what cost. At any time."""
         records, notes = [], []
         for number, control in enumerate(self.controls):
             record = ControlRecord(str(control), control.idle, reason=self._why_not(number))
@@ -239,9 +237,7 @@ class Preview:
 
 
 def _schedule(scheduler: Any, steps: int) -> tuple[list[float], list[float] | None]:
-    """Timesteps and sigmas of a run, from a copy of the scheduler; positions alone when it needs
-    more to know.
-    """
+    """Timesteps and sigmas of a run to come; positions alone if the scheduler cannot tell yet."""
     from attn_control.steps import noise_levels
 
     if scheduler is not None:

@@ -1,6 +1,4 @@
-"""Where the sampler is, read from the scheduler and from what the denoiser is given; attention
-calls are never counted.
-"""
+"""Where the sampler is, read from the scheduler; attention calls are never counted."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ from attn_control.families import Arguments, Family
 
 @dataclass
 class Run:
-    """One walk through the scheduler's timesteps. ``timesteps`` is kept: its identity tells runs
-    apart.
-    """
+    """One walk through the scheduler's timesteps, whose identity tells runs apart."""
 
     id: int
     timesteps: Any
@@ -34,9 +30,7 @@ class Run:
 
 
 class StepTracker:
-    """Follows the sampler of one pipeline; without a pipeline every step is unknown and every row
-    is "cond".
-    """
+    """Follows one pipeline's sampler. Without one, steps are unknown and every row is "cond"."""
 
     def __init__(self, pipe: Any = None) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
@@ -108,7 +102,7 @@ class StepTracker:
             return (
                 run.position
             )  # the scheduler counts from its first step on, and has not made one yet
-        given = arguments.get("timestep")
+        given: Any = arguments.get("timestep")
         value = (
             float(given.max() if isinstance(given, torch.Tensor) else given) / family.timestep_scale
         )

@@ -1,6 +1,4 @@
-"""The base of every method: a frozen description of what the user asked for. It never runs
-attention.
-"""
+"""The base of every method: a frozen wish of the user's. It never runs attention."""
 
 from __future__ import annotations
 
@@ -57,16 +55,12 @@ class Control:
 
     @property
     def idle(self) -> str | None:
-        """Why this control asks for nothing (say u = 0), or None. An idle control is never run and
-        never missed.
-        """
+        """Why it asks for nothing (say u = 0), or None. Idle controls never run and never miss."""
         return None
 
     @property
     def guidance_scale(self) -> float | None:
-        """For methods that steer by the difference to a perturbed prediction: its scale. None: acts
-        in place.
-        """
+        """The scale, for methods that steer by a perturbed prediction. None: acts in place."""
         return None
 
     def __str__(self) -> str:
@@ -78,15 +72,11 @@ class Control:
         return f"{type(self).__name__}({given})"
 
     def select(self, sites: Iterable[Site]) -> dict[Site, tuple[int, ...]]:
-        """The sites and heads it acts on. Raises AttnControlError when an item of the selector
-        matches nothing.
-        """
+        """Its sites and their heads. Raises AttnControlError for an item that matches nothing."""
         return self.selector.resolve(sites, slots=self.slots, allowed=self.allowed, who=str(self))
 
     def check(self, site: Site, layout: Layout) -> None:
-        """Refuse a site whose tokens do not fit the method. Raises AttnControlError with the
-        reason.
-        """
+        """Refuse a site whose tokens do not fit. Raises AttnControlError with the reason."""
 
     def contribute(
         self,

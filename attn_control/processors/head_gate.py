@@ -1,6 +1,4 @@
-"""HeadGate: scale or silence attention heads in place (head ablation, Michel et al., arXiv
-1905.10650).
-"""
+"""HeadGate: scale or silence heads in place (head ablation, arXiv 1905.10650)."""
 
 from __future__ import annotations
 

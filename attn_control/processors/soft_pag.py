@@ -1,6 +1,4 @@
-"""SoftPAG: guidance by softly perturbing chosen attention heads (arXiv 2506.10978, NeurIPS 2025,
-Eq. 7).
-"""
+"""SoftPAG: guidance by softly perturbing attention heads (arXiv 2506.10978, Eq. 7)."""
 
 from __future__ import annotations
 
