@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,9 +118,11 @@ def _guarded(work: Callable[[Any, Any], Any]) -> None:
     from rich.console import Console
 
     console, log = Console(), Console(stderr=True)
-    # A terminated job (a scheduler, a closing container) ends as cleanly as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before: Any = None
     try:
+        if threading.current_thread() is threading.main_thread():
+            # A terminated job (a scheduler, a closing container) ends as cleanly as Ctrl-C.
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         outcome = work(console, log)
     except AttnControlError as error:
         # Never through rich's markup: a value like [/b] is text.
@@ -128,5 +131,8 @@ def _guarded(work: Callable[[Any, Any], Any]) -> None:
     except KeyboardInterrupt:
         print("interrupted before the first picture", file=sys.stderr)
         raise typer.Exit(130) from None
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     if outcome is not None and outcome.interrupted:
         raise typer.Exit(130)

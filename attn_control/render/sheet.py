@@ -217,7 +217,11 @@ def text(
 
 
 def _bold(size: int) -> float:
-    return size / 48
+    import PIL
+
+    # Older releases take whole strokes only, which would be too fat.
+    fine = tuple(int(part) for part in PIL.__version__.split(".")[:2]) >= (11, 2)
+    return size / 48 if fine else 0
 
 
 def font(size: int) -> Any:
@@ -239,8 +243,9 @@ def wrap(words: str, size: int, width: int, *, bold: bool = False) -> list[str]:
     lines: list[str] = []
     line = ""
     for word in words.split():
-        while shape.getlength(word) > room:
-            cut = max(n for n in range(1, len(word)) if n == 1 or shape.getlength(word[:n]) <= room)
+        while len(word) > 1 and shape.getlength(word) > room:
+            fits = [n for n in range(1, len(word)) if shape.getlength(word[:n]) <= room]
+            cut = max(fits, default=1)
             if line:
                 lines.append(line)
                 line = ""
