@@ -211,14 +211,14 @@ def test_kernels_know_no_diffusers():
 
 # ---- what an import costs, each in a fresh interpreter
 
-# Makes one distribution absent, as on a machine that never had it: found by nobody.
+# Makes packages absent, as on a machine that never had them: no finder finds them.
 ABSENT = """
 import sys
 from importlib.machinery import PathFinder
 class Without(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name.split(".")[0] != {name!r}:
+        if name.split(".")[0] not in {names!r}:
             return super().find_spec(name, path, target)
 sys.meta_path = [Without if finder is PathFinder else finder for finder in sys.meta_path]
 """
@@ -255,15 +255,9 @@ def test_importing_is_quick():
     assert cpu_seconds(["-c", "import attn_control"]) < 2
 
 
-def test_help_is_quick():
-    if not (PACKAGE / "cli.py").exists():
-        pytest.skip("no command line yet")
-    assert cpu_seconds(["-m", "attn_control", "--help"]) < 1
-
-
-@pytest.mark.parametrize("name", ["triton", "gradio", "ray", "spacy"])
-def test_works_without(name):
-    code = ABSENT.format(name=name) + "from attn_control import attach; print(callable(attach))"
+def test_works_without_triton_and_the_extras():
+    code = ABSENT.format(names=("triton", "gradio", "ray", "spacy"))
+    code += "from attn_control import attach, processors; print(callable(attach))"
     assert python(code) == "True"
 
 
