@@ -28,7 +28,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "guidance_scale": 3.0,
         "height": 128,
         "width": 128,
-        "max_sequence_length": 0,  # no T5: no tokens for it, rather than 256 zeros
+        "max_sequence_length": 1,  # one silent T5 token, rather than 256
     }
 }
 
@@ -66,11 +66,9 @@ def load(name: str, *, device: Any = "cpu", dtype: Any = None) -> DiffusionPipel
     import torch
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(
-        folder, torch_dtype=dtype or torch.float32, local_files_only=True
-    )
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe.to(device, dtype or torch.float32)
 
 
 def score(name: str, image: Any, caption: str) -> Score:

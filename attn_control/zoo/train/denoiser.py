@@ -35,7 +35,7 @@ class Settings:
     time_mean: float = 0.6  # of the logit of t: a little above 0, where the layout is decided
     time_std: float = 1.1
     drop: float = 0.1  # captions emptied, for classifier-free guidance
-    zeros: float = 0.08  # last part: share of steps with the 256 zero tokens of a missing T5
+    zeros: float = 0.12  # last part: share of steps with 256 (2 of 3) or no zero tokens, not one
     seed: int = 1
     width: int = 128
     layers: int = 6
@@ -72,7 +72,10 @@ def draw_batch(
     u = (torch.arange(size) + torch.rand(size, generator=g)) / size
     t = torch.sigmoid(s.time_mean + s.time_std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
     noise = torch.randn(x0.shape, generator=g)
-    zeros = step >= s.fine_from * s.steps and bool(torch.rand((), generator=g) < s.zeros)
+    # Zero tokens where T5's would be: one by default, as in the model's own call.
+    zeros, chance = 1, float(torch.rand((), generator=g))
+    if step >= s.fine_from * s.steps and chance < s.zeros:
+        zeros = 256 if chance < s.zeros * 2 / 3 else 0
     return {"x0": x0, "ids": words, "t": t, "noise": noise, "zeros": torch.tensor(zeros)}
 
 
@@ -132,17 +135,17 @@ def train(
             group["lr"] = learning_rate(step, s.steps, s.peak, s.warmup)
         with torch.autocast("cpu", torch.bfloat16):
             states, pooled = encode(trainee.encoders, b["ids"])
-            run = losses
-            if b["zeros"]:
-                states = torch.cat([states, states.new_zeros(len(x), 256, states.shape[-1])], 1)
-                run = _losses  # too rare to be worth a compiled graph of its own
+            zeros = int(b["zeros"])
+            states = F.pad(states, (0, 0, 0, zeros))
+            # Other counts than one are too rare to be worth compiled graphs of their own.
+            run = losses if zeros == 1 else _losses
             loss = run(trainee, fine, x, b["t"], states, pooled, target)
         opt.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0, foreach=True)
         opt.step()
         average.update()
-        name = "zeros" if b["zeros"] else "fine" if fine else "coarse"
+        name = f"zeros{zeros}" if zeros != 1 else "fine" if fine else "coarse"
         if line := log.add(step, **{name: loss.item()}):
             bar.set_postfix({k: v for k, v in line.items() if k in ("coarse", "fine")})
         if (step + 1) % save_every == 0 or step + 1 == last:

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import torch
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from attn_control.zoo.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES
 
@@ -67,3 +74,27 @@ def encode(encoders: torch.nn.ModuleList, ids: torch.Tensor) -> tuple[torch.Tens
     outs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
     states = torch.cat([out.hidden_states[-2] for out in outs], -1)
     return states, torch.cat([out[0] for out in outs], -1)
+
+
+def build_silent_t5() -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
+    """A T5 for the pipeline's third slot that answers every text with zeros.
+
+    diffusers demands the slot on a plain `from_pretrained(folder)`, and fills it with zeros where the
+    caller passes None; so both ways of loading agree. Its tokenizer reads every text as empty, so
+    that the pipeline never warns of words cut off.
+    """
+    from tokenizers import Regex, Tokenizer, models, normalizers, processors
+
+    backend = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    backend.normalizer = normalizers.Replace(Regex(r"[\s\S]+"), "")
+    backend.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=256,
+    )  # fmt: skip
+    config = T5Config(vocab_size=3, d_model=2 * WIDTH, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
+    encoder = T5EncoderModel(config)
+    torch.nn.init.zeros_(encoder.encoder.final_layer_norm.weight)
+    return encoder, tokenizer
