@@ -76,6 +76,8 @@ class Layout:
         """Queries and keys are the same tokens, given as (role, length, grid) in order."""
         segments, start = [], 0
         for role, length, grid in parts:
+            if not length:
+                continue
             segments.append(Segment(role, role, start, length, grid))
             start += length
         return cls(tuple(segments), tuple(segments))
@@ -102,7 +104,7 @@ class Layout:
         if tokens == "all":
             return ((0, self.q_len),)
         roles = {"image", "video"} if tokens in ("image", "video") else {tokens}
-        return tuple((s.start, s.stop) for s in self.q if s.role in roles and s.length)
+        return tuple((s.start, s.stop) for s in self.q if s.role in roles)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def sd3(layers: int = 3, dual: tuple[int, ...] = (), qk_norm: str | None = "rms_
     return _spread(model)
 
 
-def flux(double: int = 2, single: int = 2, guidance: bool = False) -> Any:
+def flux(double: int = 2, single: int = 2, heads: int = 2, guidance: bool = False) -> Any:
     torch.manual_seed(0)
     model = diffusers.FluxTransformer2DModel(
         patch_size=1,
@@ -36,7 +36,7 @@ def flux(double: int = 2, single: int = 2, guidance: bool = False) -> Any:
         num_layers=double,
         num_single_layers=single,
         attention_head_dim=16,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         joint_attention_dim=32,
         pooled_projection_dim=16,
         guidance_embeds=guidance,
