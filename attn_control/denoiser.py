@@ -25,6 +25,7 @@ from attn_control.families import bind, family_of, slice_rows, unwrap
 from attn_control.guidance import add_to_rows, difference
 from attn_control.intercept import Interception, Port
 from attn_control.plan import Plan, PlanBuilder
+from attn_control.processors.guide import Guide
 from attn_control.report import Stopwatch
 from attn_control.steps import StepTracker
 
@@ -177,13 +178,20 @@ class Denoiser:
         extra = {n: dict(v) if isinstance(v, dict) else v for n, v in (extra or spare).items()}
         with self._branch_context(f"perturbed:{entry.number}"):
             output = self._forward(
-                forward, (), extra, [*in_place, entry], extra, step, [self.guided, entry.watch]
+                forward,
+                (),
+                extra,
+                [*in_place, entry],
+                extra,
+                step,
+                [self.guided, entry.watch],
+                None if sliced else rows,
             )
         perturbed = sample_of(output)
         if not sliced:
             perturbed = perturbed[rows[0] : rows[1]]
         cond = sample[rows[0] : rows[1]]
-        if not entry.moved:
+        if not entry.moved and not entry.control.may_vanish:
             if torch.equal(cond, perturbed):
                 raise AttnControlError(
                     f"{entry.control}: its perturbation ran but the prediction did not change at"
@@ -191,8 +199,16 @@ class Denoiser:
                     " expected other heads, tokens or a larger u"
                 )
             entry.moved = True
-        assert entry.control.guidance_scale is not None
-        return difference(cond, perturbed, entry.control.guidance_scale)
+        guide = entry.control
+        assert isinstance(guide, Guide) and guide.guidance_scale is not None
+        return difference(
+            cond,
+            perturbed,
+            guide.guidance_scale,
+            parallel=guide.parallel,
+            limit=guide.limit,
+            rescale=guide.rescale,
+        )
 
     def _forward(
         self,
@@ -203,8 +219,9 @@ class Denoiser:
         arguments: dict[str, Any],
         step: Step,
         watches: list[Stopwatch],
+        rows: tuple[int, int] | None = None,
     ) -> Any:
-        plans = self._compile(acting, arguments) if acting else {}
+        plans = self._compile(acting, arguments, rows) if acting else {}
         self._set(plans)
         device = arguments[self.family.sample].device
         for watch in watches:
@@ -224,20 +241,27 @@ class Denoiser:
             if port.plan is not None and port.fired is not None:
                 port.fired.zero_()
 
-    def _compile(self, acting: list[Entry], arguments: dict[str, Any]) -> dict[Port, Plan]:
+    def _compile(
+        self, acting: list[Entry], arguments: dict[str, Any], rows: tuple[int, int] | None
+    ) -> dict[Port, Plan]:
         """The plans of one phase and shape; compiled once, then looked up."""
         sample: Tensor = arguments[self.family.sample]
         shapes = tuple((n, tuple(v.shape)) for n, v in arguments.items() if isinstance(v, Tensor))
-        key = (tuple(entry.number for entry in acting), shapes, sample.device, sample.dtype)
+        key = (tuple(entry.number for entry in acting), rows, shapes, sample.device, sample.dtype)
         if key not in self._plans:
             if len(self._plans) == MAX_STRUCTURES:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = self._build(acting, arguments, sample.device)
+            self._plans[key] = self._build(acting, arguments, sample.device, rows)
         return self._plans[key]
 
     def _build(
-        self, acting: list[Entry], arguments: dict[str, Any], device: torch.device
+        self,
+        acting: list[Entry],
+        arguments: dict[str, Any],
+        device: torch.device,
+        rows: tuple[int, int] | None,
     ) -> dict[Port, Plan]:
+        """rows: the cond rows, where a perturbed forward carries all of them."""
         model = unwrap(self.model)
         plans = {}
         for port in self.interception.ports:
@@ -245,12 +269,11 @@ class Denoiser:
             if not selecting:
                 continue
             layout: Layout = self.family.layout(port.site, arguments, model)
-            builder = PlanBuilder(len(self.entries), device)
+            builder = PlanBuilder(len(self.entries), port.site, device)
             for entry in selecting:
                 entry.control.check(port.site, layout)
-                entry.control.contribute(
-                    builder, entry.number, layout, entry.heads[port.site], None
-                )
+                own = rows if isinstance(entry.control, Guide) else None
+                entry.control.contribute(builder, entry.number, layout, entry.heads[port.site], own)
             plan = builder.build()
             if plan is not None:
                 plans[port] = plan

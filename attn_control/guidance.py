@@ -13,9 +13,43 @@ from torch import Tensor
 from attn_control.errors import AttnControlError
 
 
-def difference(cond: Tensor, perturbed: Tensor, scale: float) -> Tensor:
-    """``scale * (cond - perturbed)``; both of shape (cond rows, ...)."""
-    return scale * (cond - perturbed)
+def difference(
+    cond: Tensor,
+    perturbed: Tensor,
+    scale: float,
+    *,
+    parallel: float = 1.0,
+    limit: float | None = None,
+    rescale: float = 0.0,
+) -> Tensor:
+    """``scale * (cond - perturbed)``, shaped like both: (cond rows, ...).
+
+    Args:
+        parallel: share kept of the component along ``cond`` (APG, arXiv 2410.02416, with 0).
+        limit: largest norm relative to that of ``cond``, per row.
+        rescale: share of ``cond + difference`` that is scaled back to the standard deviation of
+            ``cond``, per row (arXiv 2305.08891, on the conditional prediction alone).
+    """
+    delta = scale * (cond - perturbed)
+    if parallel != 1:
+        c, d = cond.flatten(1).float(), delta.flatten(1).float()
+        along = (d * c).sum(1) / (c * c).sum(1).clamp(min=1e-12)
+        delta = delta - (1 - parallel) * _rows(along, delta) * cond
+    if limit is not None:
+        size = delta.flatten(1).float().norm(dim=1) / cond.flatten(1).float().norm(dim=1).clamp(
+            min=1e-12
+        )
+        delta = delta * _rows((limit / size.clamp(min=1e-12)).clamp(max=1.0), delta)
+    if rescale:
+        guided = cond + delta
+        spread = cond.flatten(1).float().std(1) / guided.flatten(1).float().std(1).clamp(min=1e-12)
+        delta = guided * _rows(rescale * spread + (1 - rescale), delta) - cond
+    return delta
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    """One value a row, shaped to scale a prediction."""
+    return values.to(like.dtype).view(-1, *[1] * (like.ndim - 1))
 
 
 def add_to_rows(sample: Tensor, delta: Tensor) -> Tensor:

@@ -281,7 +281,7 @@ def processors_for(model: Any, control: Control) -> dict[str, Any]:
                 f"{control}: {site.name} is under attach() or .processors() already; undo that"
                 " first"
             )
-        builder = PlanBuilder(1, torch.device("cpu"))
+        builder = PlanBuilder(1, site, torch.device("cpu"))
         control.contribute(builder, 0, None, heads, None)
         fresh = copy.copy(processor)
         cls: Any = type(processor)

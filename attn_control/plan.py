@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attn_control.call import Call
+from attn_control.call import Call, Site
 
 Epilogue = Callable[[Tensor, Call], Tensor]
 """From an output (batch, heads, q_tokens, head_dim) and its Call to a new output."""
@@ -56,8 +56,8 @@ class Plan:
 class PlanBuilder:
     """Collects the parts that controls contribute to one site in one phase."""
 
-    def __init__(self, controls: int, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, controls: int, site: Site, device: torch.device) -> None:
+        self.site, self.device = site, device
         self._controls = controls
         self._parts: list[Part] = []
 

@@ -61,6 +61,15 @@ class Selector:
     def __str__(self) -> str:
         return self.text
 
+    def heads_of(self, site: Site, slots: tuple[str, ...] = ("joint", "self")) -> tuple[int, ...]:
+        """The heads of one site that the selector holds, none if it does not name the site."""
+        held: set[int] = set()
+        for term in self.terms:
+            if term.takes(site, slots):
+                first, last = term.heads or (0, site.heads - 1)
+                held.update(range(first, min(last, site.heads - 1) + 1))
+        return tuple(sorted(held))
+
     def resolve(
         self,
         sites: Iterable[Site],

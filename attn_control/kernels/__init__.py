@@ -1,5 +1,8 @@
 """Tensor code of attention. Knows no diffusers and no Session."""
 
-from attn_control.kernels.epilogues import Blend, Gain, Region
+from attn_control.kernels.blur import Blur, gaussian
+from attn_control.kernels.epilogues import Blend, Gain, Gates, Region
+from attn_control.kernels.paths import PATHS
+from attn_control.kernels.targets import TARGETS
 
-__all__ = ["Blend", "Gain", "Region"]
+__all__ = ["PATHS", "TARGETS", "Blend", "Blur", "Gain", "Gates", "Region", "gaussian"]

@@ -9,23 +9,24 @@ import torch
 from torch import Tensor
 
 from attn_control.call import Call
+from attn_control.kernels.paths import PATHS
+from attn_control.kernels.targets import Block, Target, identity
 
 Slices = tuple[slice, slice, slice]
+Span = tuple[int, int | None]
 
 
 @dataclass(frozen=True)
 class Region:
-    """Which elements of (batch, heads, tokens, head_dim) an epilogue may change; all others keep
-    their bits.
+    """Which elements of (batch, heads, tokens, head_dim) may change; all others keep their bits.
 
     rows: half-open batch range, or None for every row; heads: sorted head numbers; spans: half-open
-        token
-    ranges, with None for the end.
+    token ranges, with None for the end.
     """
 
     rows: tuple[int, int] | None
     heads: tuple[int, ...]
-    spans: tuple[tuple[int, int | None], ...]
+    spans: tuple[Span, ...]
 
     def runs(self) -> list[tuple[int, int]]:
         """Heads as half-open runs: slices cost far less than a gather and a scatter."""
@@ -59,30 +60,98 @@ def _apply(
     return new
 
 
+def _columns(per_head: Tensor, heads: slice, like: Tensor) -> Tensor:
+    """Values (heads,) or (rows, heads) of the region as (1 or rows, heads, 1, 1)."""
+    picked = per_head[..., heads].to(like.device)
+    return (picked if picked.ndim == 2 else picked[None])[:, :, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Gates:
+    """The strengths of heads [first, last) of one layer, read anew at each call from a tensor that
+    may change.
+
+    gates: (layers, all heads) or (rows, layers, all heads); may require grad.
+    """
+
+    gates: Tensor
+    layer: int
+    first: int
+    last: int
+
+    def __call__(self) -> Tensor:
+        return self.gates[..., self.layer, self.first : self.last]
+
+
 @dataclass(frozen=True, eq=False)
 class Blend:
-    """``(1 - u) O + u V`` on a region: attention blended with the identity, without the attention
-    map.
+    """``(1 - u) O + u O_target`` on a region, along a path; in float32 at least.
 
-    Because ``A -> A V`` is linear, this equals ``((1 - u) A + u I) V`` exactly (SoftPAG, arXiv
-    2506.10978, Eq. 7). u: float32 (heads of the region,). Computed in float32 at least, returned in
-    the dtype of the output.
+    Because ``A -> A V`` is linear, the linear path equals ``((1 - u) A + u A_target) V`` exactly
+    (SoftPAG, arXiv 2506.10978, Eq. 7).
+
+    Attributes:
+        u: float (heads of the region,) or (rows, heads of the region), or gates; negative values
+            sharpen.
+        target: the output of the perturbed attention.
+        path: from attention to identity: "linear", "slerp" or "chord" (see ``kernels.paths``).
+        text: half-open ranges of the keys that are no image, for targets that need them.
+        cap: where u is negative, the largest norm of the new output relative to the old, per token.
     """
 
     region: Region
-    u: Tensor
+    u: Tensor | Gates
+    target: Target = identity
+    path: str = "linear"
+    text: tuple[tuple[int, int], ...] = ()
+    cap: float | None = None
 
     def __call__(self, out: Tensor, call: Call) -> Tensor:
-        v = call.v
-        if v.shape[1] != out.shape[1]:
-            v = v.repeat_interleave(out.shape[1] // v.shape[1], dim=1)
-        u = self.u.to(out.device)[None, :, None, None]
+        strengths = self.u() if isinstance(self.u, Gates) else self.u
+        repeats = out.shape[1] // call.v.shape[1]
+        k = call.k if repeats == 1 else call.k.repeat_interleave(repeats, dim=1)
+        v = call.v if repeats == 1 else call.v.repeat_interleave(repeats, dim=1)
 
-        def change(block: Tensor, index: Slices, heads: slice) -> Tensor:
-            wide = torch.promote_types(block.dtype, torch.float32)
-            return torch.lerp(block.to(wide), v[index].to(wide), u[:, heads].to(wide))
+        def change(old: Tensor, index: Slices, heads: slice) -> Tensor:
+            rows, which, tokens = index
+            span = (tokens.start or 0, out.shape[2] if tokens.stop is None else tokens.stop)
+            mask = _cut(call.mask, rows, which, span)
+            block = Block(
+                call.q[index],
+                k[rows, which],
+                v[rows, which],
+                old,
+                mask,
+                call.scale,
+                span,
+                self.text,
+            )
+            wide = old.to(torch.promote_types(old.dtype, torch.float32))
+            u = _columns(strengths, heads, old).to(wide.dtype)
+            new = PATHS[self.path](wide, self.target(block).to(wide.dtype), u, block)
+            if self.cap is not None:
+                grown = new.norm(dim=-1, keepdim=True) / wide.norm(dim=-1, keepdim=True).clamp(
+                    min=1e-12
+                )
+                new = torch.where(u < 0, new * (self.cap / grown).clamp(max=1.0), new)
+            return new
 
         return _apply(out, self.region, change)
+
+
+def _cut(mask: Tensor | None, rows: slice, heads: slice, span: tuple[int, int]) -> Tensor | None:
+    """The part of a mask that a block sees; dimensions of size 1 go on standing for all."""
+    if mask is None:
+        return None
+    if mask.ndim == 2:  # keys by row, as some processors give it
+        mask = mask[:, None, None]
+    elif mask.ndim == 3:
+        mask = mask[:, None]
+    cuts = (rows, heads, slice(*span))
+    for dim, cut in enumerate(cuts):
+        if mask.shape[dim] != 1:
+            mask = mask[(slice(None),) * dim + (cut,)]
+    return mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +162,8 @@ class Gain:
     gain: Tensor
 
     def __call__(self, out: Tensor, call: Call) -> Tensor:
-        gain = self.gain.to(out.device)[None, :, None, None]
-
-        def change(block: Tensor, index: Slices, heads: slice) -> Tensor:
-            return block.to(torch.promote_types(block.dtype, torch.float32)) * gain[:, heads]
+        def change(old: Tensor, index: Slices, heads: slice) -> Tensor:
+            wide = torch.promote_types(old.dtype, torch.float32)
+            return old.to(wide) * _columns(self.gain, heads, old)
 
         return _apply(out, self.region, change)

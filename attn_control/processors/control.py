@@ -59,6 +59,11 @@ class Control:
         return None
 
     @property
+    def may_vanish(self) -> bool:
+        """Whether a perturbation without any effect is legitimate, as with gates under search."""
+        return False
+
+    @property
     def guidance_scale(self) -> float | None:
         """The scale, for methods that steer by a perturbed prediction. None: acts in place."""
         return None

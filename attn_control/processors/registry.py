@@ -10,9 +10,10 @@ from typing import Any
 from attn_control.errors import AttnControlError
 from attn_control.processors.control import Control
 from attn_control.processors.head_gate import HeadGate
+from attn_control.processors.seg import SEG
 from attn_control.processors.soft_pag import SoftPAG
 
-CONTROLS: dict[str, type[Control]] = {cls.__name__: cls for cls in (SoftPAG, HeadGate)}
+CONTROLS: dict[str, type[Control]] = {cls.__name__: cls for cls in (SoftPAG, SEG, HeadGate)}
 
 
 def build_control(name: str, options: Mapping[str, Any]) -> Control:
@@ -27,7 +28,7 @@ def build_control(name: str, options: Mapping[str, Any]) -> Control:
             f"unknown control {name!r}{_hint(str(name), CONTROLS)}; known: {', '.join(CONTROLS)}"
         )
     cls = CONTROLS[name]
-    known = [f.name for f in fields(cls)]
+    known = [f.name for f in fields(cls) if f.name != "gates"]  # a tensor: not for job files
     if not isinstance(options, Mapping):
         raise AttnControlError(f"{name}: expected options such as {{heads: L3H1}}, got {options!r}")
     for key in options:
