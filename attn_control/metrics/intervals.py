@@ -76,16 +76,15 @@ def bootstrap_mean(
         raise AttnControlError(f"bootstrap: level must lie between 0 and 1, got {level}")
     if resamples < 1:
         raise AttnControlError(f"bootstrap: resamples must be at least 1, got {resamples}")
-    if groups is None:
-        sums, sizes = data, np.ones_like(data)
-    else:
+    sums, sizes = data, np.ones_like(data)
+    if groups is not None:
         if len(groups) != data.size:
             raise AttnControlError(
                 f"bootstrap: {len(groups)} groups for {data.size} values, expected one a value"
             )
         numbers: dict[Hashable, int] = {}
         index = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
-        sums = np.bincount(index, weights=data)
+        sums = np.bincount(index, weights=data).astype(np.float64)
         sizes = np.bincount(index).astype(np.float64)
     means = _redrawn_means(sums, sizes, resamples, np.random.default_rng(seed))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

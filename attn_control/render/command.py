@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from attn_control.render.job import Job
-from attn_control.render.jobfile import load_job
+from attn_control.render.jobfile import load_job, model_from
 from attn_control.render.prepare import Prepared, prepare
-from attn_control.render.progress import duration
 from attn_control.render.run import Outcome, run
 from attn_control.render.sheet import make_sheets
 from attn_control.render.summary import footnote, percent, summarise, table, verdicts
@@ -66,17 +65,15 @@ def render(
 
 
 def _replaced(job: Job, model: str | None, device: str | None) -> Job:
-    changed = job.model.model_dump()
-    if model is not None:
-        # The revision in the file belongs to the file's model.
-        changed.update(name=model, revision=None)
-    if device is not None:
-        changed["device"] = device
-    changed = {key: value for key, value in changed.items() if value is not None}
+    """The job with --model and --device put in; the file's revision goes with the file's model."""
     if model is None and device is None:
         return job
-    from attn_control.render.jobfile import model_from
-
+    changed = job.model.model_dump(exclude_none=True)
+    if model is not None:
+        changed = {**changed, "name": model}
+        changed.pop("revision", None)
+    if device is not None:
+        changed["device"] = device
     return job.model_copy(update={"model": model_from(changed)})
 
 
@@ -185,6 +182,3 @@ def print_plan(prepared: Prepared, out: Path, console: Any) -> None:
     ]
     for line in lines:
         console.print(escape(line), soft_wrap=True, highlight=False)
-
-
-__all__ = ["duration", "quickstart_job", "render"]

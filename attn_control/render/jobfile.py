@@ -95,8 +95,9 @@ def _fields_at(path: KeyPath) -> list[str]:
         return list(Sampler.model_fields)
     if len(path) == 2 and path[0] == "variants":
         return list(Variant.model_fields)
-    owner = {"model": ModelSpec, "prompts": PromptSource}.get(path[0] if path else "", Job)
-    return list(owner.model_fields)
+    if path == ("model",):
+        return list(ModelSpec.model_fields)
+    return list((PromptSource if path == ("prompts",) else Job).model_fields)
 
 
 def _short(value: Any) -> str:

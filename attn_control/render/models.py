@@ -51,7 +51,7 @@ def choose_model(spec: ModelSpec, base: Path | None = None) -> ModelChoice:
             raise AttnControlError(
                 f"model.revision {spec.revision!r}: the built-in model {name!r} has none"
             )
-        dtype = "float32" if spec.dtype == "auto" else spec.dtype
+        dtype: str = "float32" if spec.dtype == "auto" else spec.dtype
         return ModelChoice("zoo", name, None, None, dtype, device)
     dtype = spec.dtype
     if dtype == "auto":

@@ -103,7 +103,7 @@ def read_prompts(job: Job, source: YamlFile, base: Path) -> list[str]:
     if wanted.texts is not None:
         prompts = wanted.texts
     elif wanted.zoo is not None:
-        prompts = _zoo_prompts(job, source)
+        prompts = _zoo_prompts(job, wanted.zoo, source)
     else:
         prompts = _file_prompts(wanted.file or "", source, base)
     stop = None if wanted.limit is None else wanted.offset + wanted.limit
@@ -115,12 +115,12 @@ def read_prompts(job: Job, source: YamlFile, base: Path) -> list[str]:
     return chosen
 
 
-def _zoo_prompts(job: Job, source: YamlFile) -> list[str]:
+def _zoo_prompts(job: Job, name: str, source: YamlFile) -> list[str]:
     from attn_control import zoo
 
     wanted = job.prompts
     try:
-        rows = zoo.load_prompts(wanted.zoo)
+        rows = zoo.load_prompts(name)
     except AttnControlError as error:
         raise source.error(("prompts", "zoo"), str(error)) from None
     for key in ("split", "objects"):

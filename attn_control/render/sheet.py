@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def make_sheets(
             notes or {},
         )
         path = out / ("sheet.png" if len(pages) == 1 else f"sheet-{number:02d}.png")
-        replace_file(path, lambda temporary, sheet=sheet: sheet.save(temporary, format="PNG"))
+        replace_file(path, partial(sheet.save, format="PNG"))
         paths.append(path)
     for path in old - set(paths):
         path.unlink(missing_ok=True)

@@ -127,8 +127,8 @@ def parse_yaml(text: str, name: str) -> YamlFile:
                 raise AttnControlError(f"{name}: more than {MAX_KEYS} keys and items")
         return YamlFile(name, loader.construct_document(node), marks)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        at = error.problem_mark or error.context_mark
+        place = f"{name}:{at.line + 1}:{at.column + 1}" if at else name
         context = f" ({error.context})" if error.context else ""
         raise AttnControlError(f"{place}: not valid YAML: {error.problem}{context}") from None
     except yaml.YAMLError as error:

@@ -94,9 +94,10 @@ def evaluate(
                 found = [f"{o.colour} {o.shape}" for o in s.found]
                 parts = {p: getattr(s, p) for p in _PARTS}
                 scores.append({**row, "setting": label, **parts, "found": found})
-            sheet = Image.new("RGB", (10 * images[0].width, (len(images) + 9) // 10 * images[0].height))
+            width, height = images[0].size
+            sheet = Image.new("RGB", (10 * width, (len(images) + 9) // 10 * height))
             for i, image in enumerate(images):
-                sheet.paste(image, (i % 10 * image.width, i // 10 * image.height))
+                sheet.paste(image, (i % 10 * width, i // 10 * height))
             sheet.save(out / f"sheet-{label.replace(' ', '-').lower()}.png")
     text = table(scores, list(settings))
     seconds = ", ".join(f"{label} {value:.2f} s" for label, value in settings.items())

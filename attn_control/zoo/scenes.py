@@ -1,4 +1,4 @@
-"""ShapeScenes: coloured shapes on plain backgrounds, drawn from a seed, with a tiny caption grammar.
+"""ShapeScenes: coloured shapes on plain backgrounds, drawn from a seed, with a caption grammar.
 
 A caption is one or two objects, a relation between two, and perhaps a background:
 
@@ -62,7 +62,7 @@ class CaptionSpec:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawn object: centre and size (its bounding box's longer side) in pixels, RGB in 0-255."""
+    """One drawn object: centre and size (its box's longer side) in pixels, RGB in 0-255."""
 
     colour: str
     shape: str

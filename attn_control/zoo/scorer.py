@@ -2,7 +2,7 @@
 
 Foreground is what differs from the frame's colour; each connected piece gets its colour from its
 interior, its mask at half contrast, and its shape from the best overlap with ideal shapes stretched
-to its bounding box. Pictures are brought to 256 px first, so that one set of numbers serves all sizes.
+to its bounding box. Pictures are brought to 256 px first: one set of numbers serves all sizes.
 The numbers below were frozen before any model was trained; `scorer_error.py` measures their error.
 """
 
@@ -29,7 +29,7 @@ _APART = 0.12  # a relation holds from this distance on (share of the picture's 
 
 @dataclass(frozen=True)
 class FoundObject:
-    """One object in a picture. Unknown colour or shape is None; x, y, area are shares of the picture."""
+    """One object. Unknown colour or shape is None; x, y, area are shares of the picture."""
 
     colour: str | None
     shape: str | None
@@ -146,7 +146,8 @@ def _ideals() -> tuple[tuple[str, np.ndarray], ...]:
     grid = (np.arange(256) + 0.5) / 128 - 1
     u, v = np.abs(grid)[None, :], grid[:, None]
     r2 = u * u + v * v
-    masks = [("circle", r2 <= 1), ("square", np.ones((256, 256), bool)), ("triangle", 2 * u <= v + 1)]
+    masks = [("circle", r2 <= 1), ("square", np.ones((256, 256), bool))]
+    masks += [("triangle", 2 * u <= v + 1)]
     masks += [("cross", np.minimum(u, abs(v)) <= arm) for arm in (0.3, 0.36, 0.42)]
     masks += [("ring", (r2 <= 1) & (r2 >= hole * hole)) for hole in (0.47, 0.55, 0.63)]
     assert {name for name, _ in masks} == set(SHAPES)
@@ -160,7 +161,9 @@ def _as_array(image: Any) -> np.ndarray:
         image = np.asarray(image.convert("RGB"))
     ok = isinstance(image, np.ndarray) and image.dtype == np.uint8
     if not ok or image.ndim != 3 or image.shape[2] != 3:
-        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        got = type(image).__name__
+        if isinstance(image, np.ndarray):
+            got = f"{image.dtype} {image.shape}"
         raise AttnControlError(f"score wants a PIL image or a uint8 (H, W, 3) array, got {got}")
     if min(image.shape[:2]) < 64:
         raise AttnControlError(f"score wants at least 64 px a side, got {image.shape[:2]}")

@@ -16,12 +16,22 @@ from typing import Any
 import numpy as np
 
 from attn_control.zoo.scenes import (
-    BACKGROUNDS, COLOURS, PAIRS, SHAPES, SIZE, CaptionSpec, Scene, draw, parse_caption,
-    place, sample_scene,
+    BACKGROUNDS,
+    COLOURS,
+    PAIRS,
+    SHAPES,
+    SIZE,
+    CaptionSpec,
+    Scene,
+    draw,
+    parse_caption,
+    place,
+    sample_scene,
 )  # fmt: skip
 from attn_control.zoo.scorer import score
 
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+_CORNERS = {"diamond": 4, "pentagon": 5, "hexagon": 6, "star": 10, "flipped triangle": 3}
 _SEEDS = 9_000_000  # far from the training seeds
 
 
@@ -97,14 +107,15 @@ def _alien(name: str) -> Callable:
         for o in scene.objects:
             at, half = np.array([o.x, o.y]), o.size / 2
             if name == "ellipse":
-                axes = (round(half), round(half / 2))
-                cv2.ellipse(image, (round(o.x), round(o.y)), axes, 0, 0, 360, o.rgb, -1, cv2.LINE_AA)
+                centre, axes = (round(o.x), round(o.y)), (round(half), round(half / 2))
+                cv2.ellipse(image, centre, axes, 0, 0, 360, o.rgb, -1, cv2.LINE_AA)
                 continue
-            points = {"diamond": 4, "pentagon": 5, "hexagon": 6, "star": 10, "flipped triangle": 3}[name]
+            points = _CORNERS[name]
             turn = np.pi / 2 if name == "flipped triangle" else -np.pi / 2
             angle = turn + 2 * np.pi * np.arange(points) / points
             radius = np.where(np.arange(points) % 2, 0.45, 1.0) if name == "star" else 1.0
-            xy = at + half * (np.stack([np.cos(angle), np.sin(angle)], -1) * np.reshape(radius, (-1, 1)))
+            spokes = np.stack([np.cos(angle), np.sin(angle)], -1)
+            xy = at + half * spokes * np.reshape(radius, (-1, 1))
             cv2.fillPoly(image, [np.round(xy * 16).astype(np.int32)], o.rgb, cv2.LINE_AA, 4)
         return image
 
@@ -145,7 +156,8 @@ def measure(count: int = 2000, sizes: tuple[int, ...] = (64, 128, 256), vae: Any
         image, rng = draw(scene), np.random.default_rng([_SEEDS, i])
         for side in sizes:
             way = cv2.INTER_AREA if side < SIZE else cv2.INTER_CUBIC
-            add(f"right, {side} px", cv2.resize(image, (side, side), interpolation=way), scene.caption)
+            resized = cv2.resize(image, (side, side), interpolation=way)
+            add(f"right, {side} px", resized, scene.caption)
         for kind, make in WRONG.items():
             wrong = make(scene, rng)
             if wrong is not None:
@@ -168,7 +180,9 @@ def _round_trip(vae: Any, images: list[np.ndarray]) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m attn_control.zoo.scorer_error", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m attn_control.zoo.scorer_error", description=__doc__
+    )
     parser.add_argument("--count", type=int, default=2000, help="scenes (default 2000)")
     parser.add_argument("--vae", type=Path, help="folder of an autoencoder for the round trip")
     parser.add_argument("--json", type=Path, help="also write the counts here")

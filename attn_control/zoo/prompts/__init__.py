@@ -11,7 +11,7 @@ from attn_control.errors import AttnControlError
 def load_prompts(name: str) -> list[dict]:
     """The prompts of a built-in model: dicts of prompt, objects (1 | 2), split, seed.
 
-    split is "heldout" where a (colour, shape) pair never drawn for training takes part, else "seen".
+    split is "heldout" where a (colour, shape) pair that training never drew takes part.
     Raises AttnControlError for a name without prompts.
     """
     folder = Path(__file__).parent

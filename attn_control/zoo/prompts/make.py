@@ -10,7 +10,12 @@ import json
 import numpy as np
 
 from attn_control.zoo.scenes import (
-    BACKGROUNDS, HELD_OUT, RELATIONS, SEEN_PAIRS, CaptionSpec, caption_of,
+    BACKGROUNDS,
+    HELD_OUT,
+    RELATIONS,
+    SEEN_PAIRS,
+    CaptionSpec,
+    caption_of,
 )  # fmt: skip
 
 
@@ -28,7 +33,8 @@ def make(seed: int = 2026) -> list[dict]:
                     others = [p for p in SEEN_PAIRS if p != chosen[0]]
                     chosen.append(others[int(rng.integers(len(others)))])
                     rng.shuffle(chosen)
-                relation = str(rng.choice(RELATIONS)) if objects == 2 and rng.random() < 0.85 else None
+                related = objects == 2 and rng.random() < 0.85
+                relation = str(rng.choice(RELATIONS)) if related else None
                 ground = str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.85 else None
                 prompt = caption_of(CaptionSpec(tuple(map(tuple, chosen)), relation, ground))
                 if prompt not in known:

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--work", type=Path, help="default ~/.cache/attn_control/zoo/NAME")
     cli.add_argument("--out", type=Path, help="where the pipeline goes; default WORK/export")
     cli.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")
-    cli.add_argument("--init-from", type=Path, help="denoiser.pt whose averaged weights to start from")
+    cli.add_argument("--init-from", type=Path, help="a denoiser.pt to start the weights from")
     cli.add_argument("--threads", type=int, default=os.cpu_count())
     cli.add_argument("--scenes", type=int, default=120_000, help="scenes kept as latents")
     cli.add_argument("--autoencoder-steps", type=int, default=2400)

@@ -1,4 +1,4 @@
-"""The autoencoder of shapes-sd3: 128 px to 32x32x4 latents, trained to snap noisy latents to crisp shapes."""
+"""The autoencoder of shapes-sd3: 128 px to 32x32x4 latents and back, crisp from noisy ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pictures(count: int, first_seed: int = 0) -> torch.Tensor:
 
 
 def loss_of(vae: AutoencoderTiny, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """L1 + MSE + edge loss of a round trip through noisy latents, and a pull of the latents to std 0.9.
+    """L1 + MSE + edge loss of a round trip through noisy latents; pulls latents to std 0.9.
 
     x float (batch, 3, height, width) in [-1, 1]; noise the same shape as the latents, or a scalar.
     """
@@ -51,8 +51,8 @@ def loss_of(vae: AutoencoderTiny, x: torch.Tensor, noise: torch.Tensor) -> torch
 
 
 def train(
-    work: Path, steps: int, *, batch: int = 16, count: int = 8000, peak: float = 2e-3, seed: int = 1,
-    resume: bool = False, width: int = 24,
+    work: Path, steps: int, *, batch: int = 16, count: int = 8000, peak: float = 2e-3,
+    seed: int = 1, resume: bool = False, width: int = 32,
 ) -> AutoencoderTiny:
     """Train, keep `work/autoencoder.pt` resumable, save the averaged weights to `work/vae`."""
     torch.manual_seed(seed)
@@ -99,13 +99,13 @@ def train(
 
 
 def refine_decoder(
-    work: Path, steps: int, *, batch: int = 16, count: int = 8000, peak: float = 1e-3, seed: int = 2,
-    resume: bool = False,
+    work: Path, steps: int, *, batch: int = 16, count: int = 8000, peak: float = 1e-3,
+    seed: int = 2, resume: bool = False,
 ) -> None:
     """Train only the decoder on, the latents staying as they are: `work/vae` to `work/vae-refined`.
 
-    Its loss is taken relative to the contrast of the picture: a purple corner on gray counts as much
-    as a yellow one on black.
+    Its loss is taken relative to the contrast of the picture: a purple corner on gray counts as
+    much as a yellow one on black.
     """
     file, out, first = work / "decoder.pt", work / "vae-refined", 0
     vae = AutoencoderTiny.from_pretrained(work / "vae").to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""What both trainings share: schedule, averaged weights, checkpoints, the log, step-wise randomness."""
+"""What both trainings share: schedule, averaged weights, checkpoints, the log, randomness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, floor: float 
 
 
 def generator(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step: they depend on nothing else, so a resumed run repeats them."""
+    """The randomness of one step: it depends on nothing else, so a resumed run repeats it."""
     return torch.Generator().manual_seed(seed * 10_000_019 + step)
 
 

@@ -1,8 +1,8 @@
 """Training the denoiser of shapes-sd3 together with its two text encoders, by flow matching.
 
 Most steps go through the coarse door (64 tokens, large batches), every `fine_every`-th at the
-shipped resolution (256 tokens), and the last part only there. A run's randomness depends on the step
-alone, so that a resumed run equals an uninterrupted one.
+shipped resolution (256 tokens), and the last part only there. A run's randomness depends on the
+step alone, so that a resumed run equals an uninterrupted one.
 """
 
 from __future__ import annotations

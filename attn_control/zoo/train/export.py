@@ -41,7 +41,7 @@ def pipeline(work: Path, checkpoint: str = "denoiser.pt") -> StableDiffusion3Pip
 def export(work: Path, out: Path) -> None:
     """Write the pipeline to `out` as safetensors (large parts in float16, no variant suffix)."""
     pipe = pipeline(work)
-    # Only the large parts: transformers loads text encoders as they are stored, diffusers everything
+    # Only the large parts: transformers loads text encoders as they are stored, diffusers its own
     # as float32, and a plain `from_pretrained` must end in one dtype.
     pipe.transformer.to(torch.float16)
     pipe.vae.to(torch.float16)

@@ -1,7 +1,7 @@
 """The denoiser of shapes-sd3, with a second, coarser door for cheap training steps.
 
 The blocks are those of the shipped `SD3Transformer2DModel` (patch 2, 256 tokens at 128 px). The
-coarse door reads and writes patches of 4 (64 tokens) through layers of its own that are thrown away.
+coarse door reads and writes patches of 4 (64 tokens) through layers of its own, thrown away later.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from attn_control.zoo.train.text import WIDTH
 CHANNELS, SIDE, GRID = 4, 32, 16  # latent channels, latent side, tokens a side at 128 px
 
 
-def build(width: int = 128, layers: int = 6, heads: int = 4, table: int = 32) -> SD3Transformer2DModel:
+def build(
+    width: int = 128, layers: int = 6, heads: int = 4, table: int = 32
+) -> SD3Transformer2DModel:
     """An untrained denoiser; `table` is the largest number of tokens a side (32: up to 256 px)."""
     model = SD3Transformer2DModel(
         sample_size=SIDE, patch_size=2, in_channels=CHANNELS, out_channels=CHANNELS,
@@ -24,10 +26,11 @@ def build(width: int = 128, layers: int = 6, heads: int = 4, table: int = 32) ->
         joint_attention_dim=2 * WIDTH, pooled_projection_dim=2 * WIDTH,
         caption_projection_dim=width, pos_embed_max_size=table, qk_norm="rms_norm",
     )  # fmt: skip
-    # The pipeline crops the table's middle. Cells one apart and from 0 at 128 px, whatever the table.
+    # The pipeline crops the table's middle. Cells one apart, from 0 at 128 px.
     at = torch.arange(table, dtype=torch.float64) - (table - GRID) // 2
     grid = torch.stack(torch.meshgrid(at, at, indexing="xy"))
-    places = get_2d_sincos_pos_embed_from_grid(width, grid.reshape(2, 1, table, table), output_type="pt")
+    grid = grid.reshape(2, 1, table, table)
+    places = get_2d_sincos_pos_embed_from_grid(width, grid, output_type="pt")
     model.pos_embed.pos_embed.copy_(places.float().unsqueeze(0))
     for block in model.transformer_blocks:  # adaLN-zero: every block starts as the identity
         for norm in (block.norm1, block.norm1_context):

@@ -1,6 +1,8 @@
-"""The text side of shapes-sd3: a CLIP tokenizer of the captions' words and two tiny CLIP encoders."""
+"""The text side of shapes-sd3: a CLIP tokenizer of caption words and two tiny CLIP encoders."""
 
 from __future__ import annotations
+
+import json
 
 import torch
 from transformers import (
@@ -36,8 +38,6 @@ def build_tokenizer() -> CLIPTokenizer:
     )
     # Single characters too, so that any other text still splits into known tokens.
     bpe.train_from_iterator(words() * 2 + sorted(letters), trainer)
-    import json
-
     model = json.loads(bpe.to_str())["model"]
     vocab = dict(model["vocab"])
     for mark in ("<|startoftext|>", "<|endoftext|>"):
@@ -79,9 +79,9 @@ def encode(encoders: torch.nn.ModuleList, ids: torch.Tensor) -> tuple[torch.Tens
 def build_silent_t5() -> tuple[T5EncoderModel, PreTrainedTokenizerFast]:
     """A T5 for the pipeline's third slot that answers every text with zeros.
 
-    diffusers demands the slot on a plain `from_pretrained(folder)`, and fills it with zeros where the
-    caller passes None; so both ways of loading agree. Its tokenizer reads every text as empty, so
-    that the pipeline never warns of words cut off.
+    diffusers demands the slot on a plain `from_pretrained(folder)`, and fills it with zeros where
+    the caller passes None; so both ways of loading agree. Its tokenizer reads every text as empty,
+    so that the pipeline never warns of words cut off.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, processors
 
