@@ -23,7 +23,7 @@ from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
 from attn_control.families import bind, family_of, slice_rows, unwrap
 from attn_control.guidance import add_to_rows, difference
-from attn_control.intercept import Interception, Port
+from attn_control.intercept import Interception, Port, copied_as
 from attn_control.plan import Plan, PlanBuilder
 from attn_control.processors.guide import Guide
 from attn_control.report import Stopwatch
@@ -65,8 +65,8 @@ class Denoiser:
         self._lock = threading.RLock()
         self.sessions: list[tuple[Any, list[Entry]]] = []
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None  # a copied model is detached
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(None), ())  # a copied or pickled model is detached
 
     @property
     def sites(self) -> list[Site]:
@@ -343,6 +343,7 @@ def _controlled_class(cls: Any) -> Any:
 
     body: dict[str, Any] = {
         "__call__": __call__,
+        "__reduce_ex__": copied_as(cls),
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,

@@ -11,6 +11,7 @@ lost after compile.
 from __future__ import annotations
 
 import copy
+import copyreg
 import functools
 import sys
 import threading
@@ -50,8 +51,8 @@ class Port:
         self.plan: Plan | None = None
         self.fired: Tensor | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None  # a copied model is detached
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(None), ())  # a copied or pickled model is detached
 
 
 def _active() -> tuple[Port, Plan] | None:
@@ -156,6 +157,23 @@ def _unpatch(names: list[str]) -> None:
                 setattr(sys.modules[name], attribute, value)
 
 
+def _new(cls: type, *args: Any) -> Any:
+    return cls.__new__(cls, *args)  # pickle refuses copyreg's own for another class than ours
+
+
+def copied_as(cls: type) -> Callable[[Any, Any], Any]:
+    """A ``__reduce_ex__`` for a swapped class: copies and pickles are of the original class."""
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        make, args, *rest = cls.__reduce_ex__(self, protocol)
+        own = type(self)
+        args = tuple(cls if value is own else value for value in args)
+        make = _new if make is copyreg.__newobj__ else make  # type: ignore[attr-defined]
+        return (cls if make is own else make, args, *rest)
+
+    return __reduce_ex__
+
+
 @functools.lru_cache(None)
 def _watched_class(cls: Any) -> Any:
     """The subclass that publishes the port. It looks, and constructs, like ``cls``."""
@@ -172,6 +190,7 @@ def _watched_class(cls: Any) -> Any:
 
     body = {
         "__call__": __call__,
+        "__reduce_ex__": copied_as(cls),
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,

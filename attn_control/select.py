@@ -21,6 +21,7 @@ from attn_control.errors import AttnControlError
 _NUMBER = re.compile(r"\d+")
 _SLOT = re.compile(r"[A-Za-z]\w*")
 _FLOAT = r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)"
+_FORM = "expected '0-0.25' (progress from 0 to 1) or 'sigma 14-2' (from high to low)"
 _WINDOW = re.compile(rf"\s*(sigma\s+)?{_FLOAT}\s*-\s*{_FLOAT}\s*")
 
 
@@ -169,7 +170,6 @@ class _Scanner:
         return int(match.group())
 
 
-@lru_cache(256)
 def parse_heads(text: str) -> Selector:
     """Parse a head selector such as ``"L7H3, L9H11-14"``, ``"L2-5, L9"``, ``"L3.cross"`` or
     ``"all"``.
@@ -179,6 +179,11 @@ def parse_heads(text: str) -> Selector:
     """
     if not isinstance(text, str):
         raise AttnControlError(f"heads: expected text such as 'L7H3, L9H11-14', got {text!r}")
+    return _parse_heads(text)
+
+
+@lru_cache(256)
+def _parse_heads(text: str) -> Selector:
     scan, terms = _Scanner(text), []
     while True:
         scan.skip()
@@ -253,26 +258,29 @@ class Window:
         return self.first <= value and (value < self.last or self.last == 1)
 
 
-@lru_cache(256)
 def parse_window(text: str) -> Window:
     """Parse ``"0-0.25"`` (progress) or ``"sigma 14-2"`` (noise levels, high to low).
 
     Raises:
         AttnControlError: not of that form, out of [0, 1], empty, or falling the wrong way.
     """
-    form = "expected '0-0.25' (progress from 0 to 1) or 'sigma 14-2' (from high to low)"
     if not isinstance(text, str):
-        raise AttnControlError(f"window: {form}, got {text!r}")
+        raise AttnControlError(f"window: {_FORM}, got {text!r}")
+    return _parse_window(text)
+
+
+@lru_cache(256)
+def _parse_window(text: str) -> Window:
     match = _WINDOW.fullmatch(text)
     if not match:
-        raise AttnControlError(f"window {text!r}: {form}")
+        raise AttnControlError(f"window {text!r}: {_FORM}")
     first, last = float(match.group(2)), float(match.group(3))
     if not (math.isfinite(first) and math.isfinite(last)):
-        raise AttnControlError(f"window {text!r}: the bounds must be finite; {form}")
+        raise AttnControlError(f"window {text!r}: the bounds must be finite; {_FORM}")
     if match.group(1):
         if first < last:
-            raise AttnControlError(f"window {text!r}: sigma falls during sampling; {form}")
+            raise AttnControlError(f"window {text!r}: sigma falls during sampling; {_FORM}")
         return Window(text, "sigma", first, last)
     if not 0 <= first < last <= 1:
-        raise AttnControlError(f"window {text!r}: needs 0 <= first < last <= 1; {form}")
+        raise AttnControlError(f"window {text!r}: needs 0 <= first < last <= 1; {_FORM}")
     return Window(text, "progress", first, last)

@@ -107,7 +107,7 @@ def wan(model: Any = None, second: Any = None, scheduler: Any = None) -> tuple[A
 def sd15(scheduler: Any = None) -> tuple[Any, dict[str, Any]]:
     pipe = diffusers.StableDiffusionPipeline(
         unet=tiny.unet(),
-        scheduler=scheduler or diffusers.DDIMScheduler(),
+        scheduler=scheduler or diffusers.DDIMScheduler(clip_sample=False, steps_offset=1),
         vae=_vae(),
         text_encoder=None,
         tokenizer=None,

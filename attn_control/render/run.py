@@ -181,4 +181,7 @@ def _score(prepared: Prepared, image: Any, prompt: str) -> dict[str, Any] | None
     name = prepared.choice.name
     if not zoo.is_scorable(name, prompt):
         return None
-    return asdict(zoo.score(name, image, prompt))
+    try:
+        return asdict(zoo.score(name, image, prompt))
+    except AttnControlError:  # say a picture too small to judge: it is still a picture
+        return None

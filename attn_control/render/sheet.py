@@ -142,16 +142,8 @@ def draw_sheet(
             y += line_height(look.small)
     y = grid
     for prompt, lines, tall in zip(prompts, captions, heights, strict=True):
-        draw.line(
-            (
-                look.margin,
-                y - look.group // 2,
-                width - look.margin - look.group,
-                y - look.group // 2,
-            ),
-            fill=LINE,
-            width=2,
-        )
+        rule = y - look.group // 2
+        draw.line((look.margin, rule, width - look.margin - 1, rule), fill=LINE, width=2)
         down = y + (tall - line_height(look.text) * len(lines)) // 2
         for line in lines:
             text(draw, (look.margin, down), line, look.text, INK)

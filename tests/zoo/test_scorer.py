@@ -35,8 +35,8 @@ def paint(objects, background="white", side=128):
         elif shape == "star":
             spokes = [(1.0, 0.45)[i % 2] * r for i in range(10)]
             at = [math.pi * i / 5 - math.pi / 2 for i in range(10)]
-            points = [(x + s * math.cos(a), y + s * math.sin(a)) for s, a in zip(spokes, at)]
-            pen.polygon(points, fill=rgb)
+            tips = zip(spokes, at, strict=True)
+            pen.polygon([(x + s * math.cos(a), y + s * math.sin(a)) for s, a in tips], fill=rgb)
         elif shape == "bar":
             pen.rectangle((x - r, y - r / 3, x + r, y + r / 3), fill=rgb)
     return image.resize((side, side), Image.Resampling.BOX)

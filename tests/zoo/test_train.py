@@ -1,4 +1,4 @@
-"""The trainer at toy size: parts agree with diffusers, a resumed run equals an uninterrupted one."""
+"""The trainer at toy size: parts agree with diffusers, a resumed run equals a whole one."""
 
 import dataclasses
 

@@ -1,0 +1,146 @@
+"""The zoo's API, and the shipped folder under a stock, offline diffusers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attn_control import zoo
+from attn_control.errors import AttnControlError
+from attn_control.zoo import evaluate
+
+SHIPPED = Path(zoo.__file__).parent / "models" / "shapes-sd3"
+needs_weights = pytest.mark.skipif(not SHIPPED.is_dir(), reason="no weights in this checkout")
+
+
+def test_importing_the_zoo_is_light():
+    code = (
+        "import sys, attn_control.zoo as z; z.defaults('shapes-sd3'); z.is_scorable('x', 'y'); "
+        "z.is_scorable('shapes-sd3', 'a red circle'); "
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'cv2') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    for call in (zoo.path, zoo.load, zoo.defaults, zoo.load_prompts):
+        with pytest.raises(AttnControlError, match="shapes-sd3"):
+            call("shapes-flux")
+    with pytest.raises(AttnControlError, match="shapes-sd3"):
+        zoo.score("shapes-flux", np.zeros((64, 64, 3), np.uint8), "a red circle")
+
+
+def test_missing_weights_say_where_they_were_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(tmp_path))
+    with pytest.raises(AttnControlError, match="ATTN_CONTROL_ZOO_DIR") as error:
+        zoo.path("shapes-sd3")
+    assert str(tmp_path) in str(error.value)
+
+
+def test_the_environment_can_name_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "shapes-sd3").mkdir()
+    (tmp_path / "shapes-sd3" / "model_index.json").write_text("{}")
+    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(tmp_path))
+    assert zoo.path("shapes-sd3") == tmp_path / "shapes-sd3"
+
+
+def test_defaults_are_a_fresh_copy():
+    zoo.defaults("shapes-sd3")["height"] = 1
+    assert zoo.defaults("shapes-sd3")["height"] == 128
+
+
+def test_what_is_scorable():
+    assert zoo.is_scorable("shapes-sd3", "a red circle above a cyan ring")
+    assert not zoo.is_scorable("shapes-sd3", "a photo of a dog")
+    assert not zoo.is_scorable("sd3", "a red circle")
+
+
+def test_intervals_and_subsets():
+    mean, low, high = evaluate.interval(np.array([1.0] * 80 + [0.0] * 20))
+    assert mean == 80 and 70 < low < 75 and 84 < high < 90
+    rows = zoo.load_prompts("shapes-sd3")
+    few = evaluate.subset(rows, 10)
+    assert len(few) == 10 and {r["objects"] for r in few} == {1, 2}
+    assert evaluate.subset(rows, None) == rows
+
+
+def test_the_table_pairs_prompts():
+    rows = zoo.load_prompts("shapes-sd3")
+    scores = [{**r, "setting": s, "right": s == "CFG 3"} for s in ("CFG 3", "no CFG") for r in rows]
+    text = evaluate.table(scores, ["CFG 3", "no CFG"])
+    assert "| seen, one object | 80 | 100.0 % [100.0, 100.0] | 0.0 % [0.0, 0.0] | +100.0" in text
+    assert "| heldout, all | 40 |" in text
+
+
+@needs_weights
+def test_the_folder_is_small_and_complete():
+    files = [f for f in SHIPPED.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 12e6
+    assert {f.suffix for f in files} <= {".json", ".safetensors", ".md", ".txt"}
+    assert not [f for f in files if ".fp16." in f.name]
+    index = json.loads((SHIPPED / "model_index.json").read_text())
+    assert index["_class_name"] == "StableDiffusion3Pipeline"
+    assert index["transformer"] == ["diffusers", "SD3Transformer2DModel"]
+    assert (SHIPPED / "README.md").is_file()
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return zoo.load("shapes-sd3")
+
+
+@needs_weights
+def test_a_plain_from_pretrained_loads_and_renders_without_a_network():
+    code = f"""
+import socket, torch
+def refuse(*a, **k): raise OSError("no network in this test")
+socket.socket.connect = refuse
+socket.create_connection = refuse
+from diffusers import StableDiffusion3Pipeline
+pipe = StableDiffusion3Pipeline.from_pretrained({str(SHIPPED)!r})
+assert {{m.dtype for m in (pipe.transformer, pipe.vae, pipe.text_encoder)}} == {{torch.float32}}
+image = pipe("a red circle", num_inference_steps=2).images[0]
+print(image.size)
+"""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert out.stdout.strip().endswith("(128, 128)")
+    assert "truncated" not in out.stderr
+
+
+@needs_weights
+def test_parameters_and_tokens(pipe):
+    assert sum(p.numel() for p in pipe.transformer.parameters()) <= 5e6
+    assert (128 // pipe.vae_scale_factor // pipe.transformer.config.patch_size) ** 2 == 256
+    assert pipe.transformer.transformer_blocks[0].attn.norm_q is not None
+
+
+@needs_weights
+def test_the_silent_t5_is_what_the_pipeline_does_without_one(pipe):
+    import torch
+
+    call = {"prompt": "a red ring", "prompt_2": None, "prompt_3": None, "max_sequence_length": 1}
+    with torch.no_grad():
+        with_t5 = pipe.encode_prompt(**call)[0]
+        parts = {**pipe.components, "text_encoder_3": None, "tokenizer_3": None}
+        without = type(pipe)(**parts).encode_prompt(**call)[0]
+    assert with_t5.shape == (1, 17, 128)
+    assert torch.equal(with_t5, without)
+
+
+@needs_weights
+@pytest.mark.slow
+def test_it_draws_what_it_is_told(pipe):
+    rows = [r for r in zoo.load_prompts("shapes-sd3") if r["split"] == "seen"]
+    rows = evaluate.subset([r for r in rows if r["objects"] == 1], 8)
+    images = evaluate.render(pipe, rows, 3.0, 8, **zoo.defaults("shapes-sd3"))
+    right = [
+        zoo.score("shapes-sd3", i, r["prompt"]).right for i, r in zip(images, rows, strict=True)
+    ]
+    assert sum(right) >= 5, right
