@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.eval_frame import set_eval_frame
 
+from attn_control.bypass import Bypass, find_bypasses, skip_plan
 from attn_control.call import Layout, Site, Step, sample_of, with_sample
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
@@ -60,7 +61,8 @@ class Denoiser:
         self.entries: list[Entry] = []
         self.step: Step | None = None
         self.plain, self.guided = Stopwatch(), Stopwatch()
-        self._plans: dict[Any, dict[Port, Plan]] = {}
+        self.bypasses: dict[tuple[Site, str], list[Bypass]] = {}
+        self._plans: dict[Any, dict[Any, Any]] = {}
         self._kept: _Kept | None = None
         self._lock = threading.RLock()
         self.sessions: list[tuple[Any, list[Entry]]] = []
@@ -95,6 +97,25 @@ class Denoiser:
         self.forget()
         for port in self.interception.ports:
             port.fired = None
+        self._swap_bypasses()
+
+    def _swap_bypasses(self) -> None:
+        for bypass in self._all_bypasses():
+            bypass.restore()
+        self.bypasses = {}
+        model = unwrap(self.model)
+        for entry in self.entries:
+            kind = entry.control.bypass
+            for site in entry.heads if kind else ():
+                assert kind is not None
+                if (site, kind) not in self.bypasses:
+                    found = find_bypasses(model, self.family, site, kind)
+                    self.bypasses[site, kind] = found
+                    for bypass in found:
+                        bypass.install()
+
+    def _all_bypasses(self) -> list[Bypass]:
+        return [bypass for found in self.bypasses.values() for bypass in found]
 
     def forget(self) -> None:
         """Drop compiled plans and the kept difference."""
@@ -235,15 +256,15 @@ class Denoiser:
                 entry.saw(step, [port.site for port in plans], counts[:, entry.number])
         return output
 
-    def _set(self, plans: dict[Port, Plan]) -> None:
-        for port in self.interception.ports:
+    def _set(self, plans: dict[Any, Any]) -> None:
+        for port in (*self.interception.ports, *self._all_bypasses()):
             port.plan = plans.get(port)
             if port.plan is not None and port.fired is not None:
                 port.fired.zero_()
 
     def _compile(
         self, acting: list[Entry], arguments: dict[str, Any], rows: tuple[int, int] | None
-    ) -> dict[Port, Plan]:
+    ) -> dict[Any, Any]:
         """The plans of one phase and shape; compiled once, then looked up."""
         sample: Tensor = arguments[self.family.sample]
         shapes = tuple((n, tuple(v.shape)) for n, v in arguments.items() if isinstance(v, Tensor))
@@ -260,12 +281,12 @@ class Denoiser:
         arguments: dict[str, Any],
         device: torch.device,
         rows: tuple[int, int] | None,
-    ) -> dict[Port, Plan]:
+    ) -> dict[Any, Any]:
         """rows: the cond rows, where a perturbed forward carries all of them."""
         model = unwrap(self.model)
-        plans = {}
+        plans: dict[Any, Any] = {}
         for port in self.interception.ports:
-            selecting = [entry for entry in acting if port.site in entry.heads]
+            selecting = [e for e in acting if port.site in e.heads and e.control.bypass is None]
             if not selecting:
                 continue
             layout: Layout = self.family.layout(port.site, arguments, model)
@@ -277,8 +298,13 @@ class Denoiser:
             plan = builder.build()
             if plan is not None:
                 plans[port] = plan
-                if port.fired is None or port.fired.device != device:
-                    port.fired = torch.zeros(len(self.entries), dtype=torch.int64, device=device)
+        for entry in acting:
+            for site in entry.heads if entry.control.bypass else ():
+                for bypass in self.bypasses[site, entry.control.bypass or ""]:
+                    plans[bypass] = skip_plan(entry.control, entry.number, len(self.entries), device)
+        for port in plans:
+            if port.fired is None or port.fired.device != device:
+                port.fired = torch.zeros(len(self.entries), dtype=torch.int64, device=device)
         return plans
 
     @contextlib.contextmanager

@@ -42,6 +42,8 @@ class Family:
         timestep_scale: what pipelines multiply the scheduler's timestep by.
         row_fields: arguments with a batch dimension, for perturbing the cond rows only; empty: full
             batch.
+        block_returns: the arguments that a block hands on, in the order in which it returns them.
+        feed_forward: names of the feed-forward modules inside a block.
         parts: slot -> names of the softmax calls that one processor call makes, when not just
             "main".
     """
@@ -52,6 +54,8 @@ class Family:
     slots: Mapping[str, str]
     layout: Callable[[Site, Arguments, Any], Layout]
     cfg: str
+    block_returns: tuple[str, ...] = ("encoder_hidden_states", "hidden_states")
+    feed_forward: tuple[str, ...] = ("ff", "ff_context")
     sample: str = "hidden_states"
     timestep_scale: float = 1.0
     row_fields: frozenset[str] = frozenset()
@@ -130,6 +134,7 @@ FAMILIES: tuple[Family, ...] = (
         slots={"attn1": "self", "attn2": "cross"},
         layout=_unet_layout,
         cfg="batched",
+        block_returns=("hidden_states",),
         sample="sample",
         row_fields=frozenset(
             {
@@ -168,6 +173,7 @@ FAMILIES: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=_flux_layout,
         cfg="split",
+        feed_forward=("ff", "ff_context", "act_mlp"),
         timestep_scale=1e-3,
     ),
     Family(
@@ -177,6 +183,8 @@ FAMILIES: tuple[Family, ...] = (
         slots={"attn1": "self", "attn2": "cross"},
         layout=_wan_layout,
         cfg="split",
+        block_returns=("hidden_states",),
+        feed_forward=("ffn",),
         parts=_wan_parts,
     ),
 )
@@ -261,13 +269,14 @@ def find_sites(model: nn.Module, component: str) -> list[Site]:
 
 
 @lru_cache(64)
-def _parameters(cls: Any) -> tuple[str, ...]:
+def parameters(cls: Any) -> tuple[str, ...]:
+    """Names of the arguments of a module class's forward."""
     return tuple(inspect.signature(cls.forward).parameters)[1:]
 
 
 def bind(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The denoiser's arguments by name, read off the class: hooks hide the instance's."""
-    return {**dict(zip(_parameters(cast(Any, type(unwrap(model)))), args, strict=False)), **kwargs}
+    return {**dict(zip(parameters(cast(Any, type(unwrap(model)))), args, strict=False)), **kwargs}
 
 
 def slice_rows(

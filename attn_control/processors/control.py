@@ -59,6 +59,11 @@ class Control:
         return None
 
     @property
+    def bypass(self) -> str | None:
+        """What it skips instead of changing attention: "block", "attention", "feed_forward" or None."""
+        return None
+
+    @property
     def may_vanish(self) -> bool:
         """Whether a perturbation without any effect is legitimate, as with gates under search."""
         return False

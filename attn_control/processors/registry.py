@@ -11,9 +11,10 @@ from attn_control.errors import AttnControlError
 from attn_control.processors.control import Control
 from attn_control.processors.head_gate import HeadGate
 from attn_control.processors.seg import SEG
+from attn_control.processors.skip_layers import SkipLayers
 from attn_control.processors.soft_pag import SoftPAG
 
-CONTROLS: dict[str, type[Control]] = {cls.__name__: cls for cls in (SoftPAG, SEG, HeadGate)}
+CONTROLS: dict[str, type[Control]] = {cls.__name__: cls for cls in (SoftPAG, SEG, SkipLayers, HeadGate)}
 
 
 def build_control(name: str, options: Mapping[str, Any]) -> Control:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import tiny
 import torch
+from guides_shared import combine, run
 from tiny_oracle import Softmax, attention, close, dense, forwards
 
 from attn_control import AttnControlError, attach
 from attn_control.processors import SEG, SoftPAG
 
 
-def _run(model, call):
-    with torch.no_grad():
-        return model(**call, return_dict=False)[0]
-
-
 def _perturbed(model, call, name, change):
     with attention(model, {name: change}):
-        return _run(model, call)
+        return run(model, call)
 
 
 def _heads(values: dict[int, float]):
@@ -37,21 +32,6 @@ def _heads(values: dict[int, float]):
 JOINT = "transformer_blocks.1.attn"
 
 
-def combine(cond, perturbed, scale, parallel=1.0, limit=None, rescale=0.0):
-    """Row by row in numpy, from the papers."""
-    rows = []
-    for c, p in zip(cond.double().numpy(), perturbed.double().numpy(), strict=True):
-        d = scale * (c - p)
-        along = (d * c).sum() / (c * c).sum() * c
-        d = (d - along) + parallel * along
-        if limit is not None and np.linalg.norm(d) > limit * np.linalg.norm(c):
-            d = d * limit * np.linalg.norm(c) / np.linalg.norm(d)
-        guided = c + d
-        factor = c.std(ddof=1) / guided.std(ddof=1)
-        rows.append(rescale * factor * guided + (1 - rescale) * guided)
-    return torch.tensor(np.stack(rows))
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"parallel": 0.0}, {"parallel": 0.4}, {"limit": 0.05}, {"limit": 100.0}, {"rescale": 0.7},
@@ -59,26 +39,26 @@ def combine(cond, perturbed, scale, parallel=1.0, limit=None, rescale=0.0):
 )  # fmt: skip
 def test_combine_options(options):
     model, call = tiny.sd3(), tiny.inputs("sd3")
-    cond = _run(model, call)
+    cond = run(model, call)
     perturbed = _perturbed(model, call, JOINT, _heads({1: 0.6, 2: 0.6}))
     with attach(model, SoftPAG("L1H1-2", u=0.6, scale=2.5, **options)):
-        close(_run(model, call), combine(cond, perturbed, 2.5, **options))
+        close(run(model, call), combine(cond, perturbed, 2.5, **options))
 
 
 def test_strengths_by_head():
     model, call = tiny.sd3(), tiny.inputs("sd3")
-    cond = _run(model, call)
+    cond = run(model, call)
     perturbed = _perturbed(model, call, JOINT, _heads({0: 0.2, 1: 0.9, 3: 0.9}))
     control = SoftPAG("L1H0-1, L1H3", u={"L1": 0.9, "L1H0": 0.2}, scale=2.0)
     with attach(model, control):
-        close(_run(model, call), combine(cond, perturbed, 2.0))
+        close(run(model, call), combine(cond, perturbed, 2.0))
 
 
 def test_a_negative_strength_acts_in_place_in_one_forward():
     model, call = tiny.sd3(), tiny.inputs("sd3")
     want = _perturbed(model, call, JOINT, _heads({1: -0.3}))
     with attach(model, SoftPAG("L1H1", u=-0.3, cap=100.0)), forwards(model) as seen:
-        close(_run(model, call), want)
+        close(run(model, call), want)
     assert len(seen) == 1
 
 
@@ -87,7 +67,7 @@ def test_the_cap_changes_a_sharpened_prediction():
     found = []
     for cap in (1.0, 1.2, 100.0):
         with attach(model, SoftPAG("L1", u=-1.0, cap=cap)):
-            found.append(_run(model, call))
+            found.append(run(model, call))
     assert not torch.allclose(found[0], found[1]) and not torch.allclose(found[1], found[2])
 
 
@@ -95,11 +75,11 @@ def test_gates_steer_each_row_by_its_own_head():
     model, call = tiny.sd3(), tiny.inputs("sd3")
     gates = torch.zeros(2, 3, 4)
     gates[0, 1, 2], gates[1, 1, 0] = 0.8, 0.5
-    cond = _run(model, call)
+    cond = run(model, call)
     first = _perturbed(model, call, JOINT, _heads({2: 0.8}))[:1]
     second = _perturbed(model, call, JOINT, _heads({0: 0.5}))[1:]
     with attach(model, SoftPAG.from_gates(gates, scale=2.0)):
-        close(_run(model, call), combine(cond, torch.cat([first, second]), 2.0))
+        close(run(model, call), combine(cond, torch.cat([first, second]), 2.0))
 
 
 def test_gradients_reach_gates_at_zero_and_equal_finite_differences():
@@ -155,13 +135,13 @@ def _blurred(call: Softmax, heads: range, sigma: float, grid: tuple[int, int, in
 def test_seg_blurs_pictures_on_their_grid(family, label, name, grid, start, sigma):
     model, call = tiny.MODELS[family](), tiny.family_inputs(family)
     with attention(model) as seen:
-        cond = _run(model, call)
+        cond = run(model, call)
     softmax = seen[name][0]
     blurred = _blurred(softmax, range(1, 2), sigma, grid, start)
     with attention(model, {name: lambda a, v: blurred @ v}):
-        perturbed = _run(model, call)
+        perturbed = run(model, call)
     with attach(model, SEG(f"{label}H1", sigma=sigma, scale=2.0)):
-        close(_run(model, call), combine(cond, perturbed, 2.0))
+        close(run(model, call), combine(cond, perturbed, 2.0))
 
 
 BAD = [
@@ -195,11 +175,11 @@ def test_gates_of_another_width_are_refused_at_the_first_call():
     model, call = tiny.sd3(), tiny.inputs("sd3")
     with pytest.raises(AttnControlError, match="5 heads"):
         with attach(model, SoftPAG.from_gates(torch.zeros(3, 5))):
-            _run(model, call)
+            run(model, call)
 
 
 def test_text_ops_need_text():
     model, call = tiny.unet(), tiny.inputs("unet")
     with pytest.raises(AttnControlError, match="no text"):
         with attach(model, SoftPAG("L1", op="ii_mass", tokens="image")):
-            _run(model, call)
+            run(model, call)

@@ -1,0 +1,115 @@
+"""Skipping modules: a block, its attention or its feed-forward, in part or whole.
+
+Kept apart from ``intercept``: it swaps the classes of blocks, and does so only while a control asks for it, since
+diffusers' caches look blocks up by class.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attn_control.call import Site
+from attn_control.families import Family, parameters
+
+
+@dataclass(frozen=True, eq=False)
+class BypassPlan:
+    """What the module's output is replaced by: ``(1 - u) f(x) + u x`` for a block, ``(1 - u) f(x)`` else."""
+
+    kind: str
+    u: Tensor
+    whole: bool
+    touch: Tensor
+
+
+class Bypass:
+    """The mutable end of a module that may be skipped; a stand-in for a port."""
+
+    def __init__(self, site: Site, module: nn.Module, returns: tuple[str, ...]) -> None:
+        self.site, self.module, self.returns = site, module, returns
+        self.names = parameters(type(module))  # read once: traced code must not inspect
+        self.plan: BypassPlan | None = None
+        self.fired: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(None), ())  # a copied or pickled model is detached
+
+    def install(self) -> None:
+        self.module.__dict__["_attn_control_bypass"] = self
+        cls: Any = type(self.module)
+        self.module.__class__ = _bypassed_class(cls)
+
+    def restore(self) -> None:
+        self.module.__dict__.pop("_attn_control_bypass", None)
+        self.module.__class__ = type(self.module)._attn_control_class
+
+    def run(self, inner: Any, plan: BypassPlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Execute and count."""
+        if self.fired is not None:
+            self.fired.add_(plan.touch)
+        if plan.kind != "block":
+            output = inner(self.module, *args, **kwargs)
+            return _each(lambda value: value * (1 - plan.u).to(value.dtype), output)
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        skipped = tuple(given[name] for name in self.returns)
+        if not plan.whole:
+            output = inner(self.module, *args, **kwargs)
+            output = output if isinstance(output, tuple) else (output,)
+            skipped = tuple(
+                None if y is None else torch.lerp(y, x, plan.u.to(y.dtype))
+                for x, y in zip(skipped, output, strict=True)
+            )
+        return skipped if len(skipped) > 1 else skipped[0]
+
+
+def _each(change: Any, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return tuple(None if value is None else change(value) for value in output)
+    return change(output)
+
+
+def find_bypasses(model: nn.Module, family: Family, site: Site, kind: str) -> list[Bypass]:
+    """The modules of the site's block that a kind of skip replaces."""
+    path = site.name.rsplit(".", 1)[0]
+    block = model.get_submodule(path)
+    if kind == "block":
+        return [Bypass(site, block, family.block_returns)]
+    if kind == "attention":
+        return [Bypass(site, site.module, ())]
+    found = [getattr(block, name, None) for name in family.feed_forward]
+    return [Bypass(site, module, ()) for module in found if isinstance(module, nn.Module)]
+
+
+def skip_plan(control: Any, number: int, controls: int, device: torch.device) -> BypassPlan:
+    """The plan of a skipping control, the ``number``-th of ``controls``."""
+    touch = torch.zeros(controls, dtype=torch.int64, device=device)
+    touch[number] = 1
+    u = torch.tensor(float(control.u), device=device)
+    return BypassPlan(control.bypass, u, control.u == 1, touch)
+
+
+@functools.lru_cache(None)
+def _bypassed_class(cls: Any) -> Any:
+    inner = cls.__call__  # as a function: dynamo takes classes marked allow_in_graph for operators
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bypass = self._attn_control_bypass
+        plan = None if bypass is None else bypass.plan
+        if plan is None:
+            return inner(self, *args, **kwargs)
+        return bypass.run(inner, plan, args, kwargs)
+
+    body = {
+        "__call__": __call__,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "_attn_control_bypass": None,
+        "_attn_control_class": cls,
+    }
+    return type(cls)(cls.__name__, (cls,), body)
