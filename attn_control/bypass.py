@@ -1,6 +1,7 @@
 """Skipping modules: a block, its attention or its feed-forward, in part or whole.
 
-Kept apart from ``intercept``: it swaps the classes of blocks, and does so only while a control asks for it, since
+Kept apart from ``intercept``: it swaps the classes of blocks, and does so only while a control asks
+    for it, since
 diffusers' caches look blocks up by class.
 """
 
@@ -19,7 +20,9 @@ from attn_control.families import Family, parameters
 
 @dataclass(frozen=True, eq=False)
 class BypassPlan:
-    """What the module's output is replaced by: ``(1 - u) f(x) + u x`` for a block, ``(1 - u) f(x)`` else."""
+    """What the module's output is replaced by: ``(1 - u) f(x) + u x`` for a block, ``(1 - u) f(x)``
+    else.
+    """
 
     kind: str
     u: Tensor
@@ -48,7 +51,9 @@ class Bypass:
         self.module.__dict__.pop("_attn_control_bypass", None)
         self.module.__class__ = type(self.module)._attn_control_class
 
-    def run(self, inner: Any, plan: BypassPlan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(
+        self, inner: Any, plan: BypassPlan, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Execute and count."""
         if self.fired is not None:
             self.fired.add_(plan.touch)

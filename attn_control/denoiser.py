@@ -11,27 +11,23 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._dynamo.eval_frame import set_eval_frame
 
-from attn_control.bypass import Bypass, find_bypasses, skip_plan
-from attn_control.call import Layout, Site, Step, sample_of, with_sample
+from attn_control.call import Site, Step, sample_of, with_sample
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
-from attn_control.families import bind, family_of, slice_rows, unwrap
+from attn_control.families import bind, family_of, repeat_rows, slice_rows, unwrap
 from attn_control.guidance import add_to_rows, difference
-from attn_control.intercept import Interception, Port, copied_as
-from attn_control.plan import Plan, PlanBuilder
+from attn_control.intercept import Interception, copied_as
+from attn_control.phases import Pass, Phases
 from attn_control.processors.guide import Guide
 from attn_control.report import Stopwatch
 from attn_control.steps import StepTracker
-
-MAX_STRUCTURES = 8
-"""Plan structures kept at once: older phases and shapes are compiled again when they return."""
 
 
 class _Context(threading.local):
@@ -58,14 +54,12 @@ class Denoiser:
         self.model, self.component, self.tracker = model, component, tracker
         self.family = family_of(model)
         self.interception = Interception(model, component)
-        self.entries: list[Entry] = []
+        self.phases = Phases(unwrap(model), self.family, self.interception)
         self.step: Step | None = None
         self.plain, self.guided = Stopwatch(), Stopwatch()
-        self.bypasses: dict[tuple[Site, str], list[Bypass]] = {}
-        self._plans: dict[Any, dict[Any, Any]] = {}
+        self.sessions: list[tuple[Any, list[Entry]]] = []
         self._kept: _Kept | None = None
         self._lock = threading.RLock()
-        self.sessions: list[tuple[Any, list[Entry]]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(None), ())  # a copied or pickled model is detached
@@ -85,41 +79,14 @@ class Denoiser:
         self.model.__class__ = _controlled_class(cls)
 
     def restore(self) -> None:
+        self.phases.set_entries([])
         self.interception.restore()
         self.model.__dict__.pop("_attn_control", None)
         self.model.__class__ = type(self.model)._attn_control_class
 
     def set_entries(self, entries: list[Entry]) -> None:
-        """The controls in force changed: forget what was compiled for the old ones."""
-        self.entries = entries
-        for number, entry in enumerate(entries):
-            entry.number = number
-        self.forget()
-        for port in self.interception.ports:
-            port.fired = None
-        self._swap_bypasses()
-
-    def _swap_bypasses(self) -> None:
-        for bypass in self._all_bypasses():
-            bypass.restore()
-        self.bypasses = {}
-        model = unwrap(self.model)
-        for entry in self.entries:
-            kind = entry.control.bypass
-            for site in entry.heads if kind else ():
-                assert kind is not None
-                if (site, kind) not in self.bypasses:
-                    found = find_bypasses(model, self.family, site, kind)
-                    self.bypasses[site, kind] = found
-                    for bypass in found:
-                        bypass.install()
-
-    def _all_bypasses(self) -> list[Bypass]:
-        return [bypass for found in self.bypasses.values() for bypass in found]
-
-    def forget(self) -> None:
-        """Drop compiled plans and the kept difference."""
-        self._plans.clear()
+        """The controls in force changed."""
+        self.phases.set_entries(entries)
         self._kept = None
 
     def call(
@@ -128,16 +95,17 @@ class Denoiser:
         """One denoiser call of the pipeline."""
         with self._lock:
             self.interception.heal()
-            active = [entry for entry in self.entries if not entry.control.idle]
+            active = [entry for entry in self.phases.entries if not entry.control.idle]
             if not active:
                 return forward(*args, **kwargs)
             try:
                 return self._controlled(active, forward, args, kwargs)
             except BaseException:
-                self.forget()
+                self.phases.forget()
+                self._kept = None
                 raise
             finally:
-                self._set({})
+                self.phases.apply({})
 
     def _controlled(
         self,
@@ -148,27 +116,26 @@ class Denoiser:
     ) -> Any:
         arguments = bind(self.model, args, kwargs)
         # Models pop from nested dicts while they run: keep what the extra forwards will need.
-        spare = {
-            name: dict(value) if isinstance(value, dict) else value
-            for name, value in arguments.items()
-        }
+        spare = _copied(arguments)
         step = self.step = self.tracker.locate(self.family, arguments, _context.name)
         for entry in active:
             entry.begin(step, self.tracker.run)
         due = [entry for entry in active if entry.control.when.holds(step, str(entry.control))]
+        cond = step.rows("cond")
         in_place = [entry for entry in due if entry.control.guidance_scale is None]
+        if cond is None:  # the uncond call of split guidance
+            in_place = [entry for entry in in_place if not entry.control.appends]
         guides = [entry for entry in due if entry.control.guidance_scale is not None]
 
-        output = self._forward(forward, args, kwargs, in_place, arguments, step, [self.plain])
+        output = self._forward(forward, Pass(arguments, in_place, cond), step, [self.plain])
         if not guides:
             return output
         sample = sample_of(output)
-        rows = step.rows("cond")
-        if rows is None:
+        if cond is None:
             return with_sample(output, add_to_rows(sample, self._kept_delta(step)))
         delta = None
         for entry in guides:
-            part = self._difference(entry, forward, spare, in_place, sample, rows, step)
+            part = self._difference(entry, forward, spare, in_place, sample, cond, step)
             delta = part if delta is None else delta + part
         assert delta is not None
         self._kept = _Kept((step.run_id, step.index), delta) if step.index is not None else None
@@ -178,8 +145,7 @@ class Denoiser:
         if self._kept is None or self._kept.key != (step.run_id, step.index):
             raise AttnControlError(
                 f"guidance: the {step.branch[0]} call of step {step.index} came before its cond"
-                " call;"
-                " this order of split guidance is not supported"
+                " call; this order of split guidance is not supported"
             )
         return self._kept.delta
 
@@ -190,40 +156,33 @@ class Denoiser:
         spare: dict[str, Any],
         in_place: list[Entry],
         sample: Tensor,
-        rows: tuple[int, int],
+        cond: tuple[int, int],
         step: Step,
     ) -> Tensor:
         """One extra forward with the entry's perturbation; its difference for the cond rows."""
-        extra = slice_rows(self.family, spare, rows)
-        sliced = extra is not None
-        extra = {n: dict(v) if isinstance(v, dict) else v for n, v in (extra or spare).items()}
+        acting = [*in_place, entry]
+        alone = slice_rows(self.family, spare, cond)
+        if alone is not None:
+            run = Pass(_copied(alone), acting, (0, cond[1] - cond[0]))
+        else:
+            run = Pass(_copied(spare), acting, cond, perturbed=cond)
         with self._branch_context(f"perturbed:{entry.number}"):
-            output = self._forward(
-                forward,
-                (),
-                extra,
-                [*in_place, entry],
-                extra,
-                step,
-                [self.guided, entry.watch],
-                None if sliced else rows,
-            )
+            output = self._forward(forward, run, step, [self.guided, entry.watch])
         perturbed = sample_of(output)
-        if not sliced:
-            perturbed = perturbed[rows[0] : rows[1]]
-        cond = sample[rows[0] : rows[1]]
+        if alone is None:
+            perturbed = perturbed[cond[0] : cond[1]]
+        plain = sample[cond[0] : cond[1]]
         if not entry.moved and not entry.control.may_vanish:
-            if torch.equal(cond, perturbed):
+            if torch.equal(plain, perturbed):
                 raise AttnControlError(
                     f"{entry.control}: its perturbation ran but the prediction did not change at"
-                    f" step {step.index};"
-                    " expected other heads, tokens or a larger u"
+                    f" step {step.index}; expected other heads, tokens or a larger u"
                 )
             entry.moved = True
         guide = entry.control
         assert isinstance(guide, Guide) and guide.guidance_scale is not None
         return difference(
-            cond,
+            plain,
             perturbed,
             guide.guidance_scale,
             parallel=guide.parallel,
@@ -232,80 +191,41 @@ class Denoiser:
         )
 
     def _forward(
-        self,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        acting: list[Entry],
-        arguments: dict[str, Any],
-        step: Step,
-        watches: list[Stopwatch],
-        rows: tuple[int, int] | None = None,
+        self, forward: Callable[..., Any], run: Pass, step: Step, watches: list[Stopwatch]
     ) -> Any:
-        plans = self._compile(acting, arguments, rows) if acting else {}
-        self._set(plans)
-        device = arguments[self.family.sample].device
+        """Run a pass with its plans, and let its controls see what fired."""
+        rows = run.arguments[self.family.sample].shape[0]
+        run, kwargs = self._append(run)
+        plans = self.phases.plans(run)
+        self.phases.apply(plans)
+        device = run.arguments[self.family.sample].device
         for watch in watches:
             watch.start(device)
-        output = forward(*args, **kwargs)
+        output = forward(**kwargs)
         for watch in watches:
             watch.stop(device)
         if plans:
-            counts = torch.stack([port.fired for port in plans if port.fired is not None])
-            for entry in acting:
+            counts = torch.stack([port.fired for port in plans])
+            for entry in run.acting:
                 entry.saw(step, [port.site for port in plans], counts[:, entry.number])
-        return output
+        return with_sample(output, sample_of(output)[:rows]) if run.appended else output
 
-    def _set(self, plans: dict[Any, Any]) -> None:
-        for port in (*self.interception.ports, *self._all_bypasses()):
-            port.plan = plans.get(port)
-            if port.plan is not None and port.fired is not None:
-                port.fired.zero_()
-
-    def _compile(
-        self, acting: list[Entry], arguments: dict[str, Any], rows: tuple[int, int] | None
-    ) -> dict[Any, Any]:
-        """The plans of one phase and shape; compiled once, then looked up."""
-        sample: Tensor = arguments[self.family.sample]
-        shapes = tuple((n, tuple(v.shape)) for n, v in arguments.items() if isinstance(v, Tensor))
-        key = (tuple(entry.number for entry in acting), rows, shapes, sample.device, sample.dtype)
-        if key not in self._plans:
-            if len(self._plans) == MAX_STRUCTURES:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = self._build(acting, arguments, sample.device, rows)
-        return self._plans[key]
-
-    def _build(
-        self,
-        acting: list[Entry],
-        arguments: dict[str, Any],
-        device: torch.device,
-        rows: tuple[int, int] | None,
-    ) -> dict[Any, Any]:
-        """rows: the cond rows, where a perturbed forward carries all of them."""
-        model = unwrap(self.model)
-        plans: dict[Any, Any] = {}
-        for port in self.interception.ports:
-            selecting = [e for e in acting if port.site in e.heads and e.control.bypass is None]
-            if not selecting:
-                continue
-            layout: Layout = self.family.layout(port.site, arguments, model)
-            builder = PlanBuilder(len(self.entries), port.site, device)
-            for entry in selecting:
-                entry.control.check(port.site, layout)
-                own = rows if isinstance(entry.control, Guide) else None
-                entry.control.contribute(builder, entry.number, layout, entry.heads[port.site], own)
-            plan = builder.build()
-            if plan is not None:
-                plans[port] = plan
-        for entry in acting:
-            for site in entry.heads if entry.control.bypass else ():
-                for bypass in self.bypasses[site, entry.control.bypass or ""]:
-                    plans[bypass] = skip_plan(entry.control, entry.number, len(self.entries), device)
-        for port in plans:
-            if port.fired is None or port.fired.device != device:
-                port.fired = torch.zeros(len(self.entries), dtype=torch.int64, device=device)
-        return plans
+    def _append(self, run: Pass) -> tuple[Pass, dict[str, Any]]:
+        """The pass's arguments, with the cond rows once more at the end if a control asks for
+        it.
+        """
+        entry = next((entry for entry in run.acting if entry.control.appends), None)
+        if entry is None or run.cond is None:
+            return run, run.arguments
+        text: Tensor = run.arguments[self.family.text][run.cond[0] : run.cond[1]]
+        other = entry.control.negative_text(text)
+        kwargs = repeat_rows(self.family, run.arguments, run.cond, other)
+        if kwargs is None:
+            raise AttnControlError(
+                f"{entry.control}: cannot repeat the rows of {type(unwrap(self.model)).__name__}:"
+                " it was called with tensors whose batch dimension is not known"
+            )
+        return replace(run, appended=run.cond[1] - run.cond[0]), kwargs
 
     @contextlib.contextmanager
     def _branch_context(self, name: str) -> Iterator[None]:
@@ -394,6 +314,11 @@ def _controlled_class(cls: Any) -> Any:
 
         body["cache_context"] = cache_context
     return type(cls)(cls.__name__, (cls,), body)
+
+
+def _copied(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with their nested dicts copied, one level deep."""
+    return {n: dict(v) if isinstance(v, dict) else v for n, v in arguments.items()}
 
 
 _trackers: weakref.WeakKeyDictionary[Any, StepTracker] = weakref.WeakKeyDictionary()

@@ -44,6 +44,8 @@ class Family:
             batch.
         block_returns: the arguments that a block hands on, in the order in which it returns them.
         feed_forward: names of the feed-forward modules inside a block.
+        shared_fields: tensors that all rows share.
+        text: the argument that holds the text embedding.
         parts: slot -> names of the softmax calls that one processor call makes, when not just
             "main".
     """
@@ -59,6 +61,8 @@ class Family:
     sample: str = "hidden_states"
     timestep_scale: float = 1.0
     row_fields: frozenset[str] = frozenset()
+    shared_fields: frozenset[str] = frozenset()
+    text: str = "encoder_hidden_states"
     parts: Callable[[Site], tuple[str, ...]] = field(default=lambda site: ("main",))
 
 
@@ -175,6 +179,10 @@ FAMILIES: tuple[Family, ...] = (
         cfg="split",
         feed_forward=("ff", "ff_context", "act_mlp"),
         timestep_scale=1e-3,
+        row_fields=frozenset(
+            {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"}
+        ),
+        shared_fields=frozenset({"img_ids", "txt_ids"}),
     ),
     Family(
         name="Wan 2.1, 2.2",
@@ -186,6 +194,9 @@ FAMILIES: tuple[Family, ...] = (
         block_returns=("hidden_states",),
         feed_forward=("ffn",),
         parts=_wan_parts,
+        row_fields=frozenset(
+            {"hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep"}
+        ),
     ),
 )
 
@@ -286,14 +297,38 @@ def slice_rows(
     total = arguments[family.sample].shape[0]
     if rows == (0, total):
         return dict(arguments)
+    return _by_rows(family, arguments, total, lambda value: value[rows[0] : rows[1]])
 
-    def cut(value: Any) -> Any:
+
+def repeat_rows(
+    family: Family, arguments: Arguments, rows: tuple[int, int], text: torch.Tensor
+) -> dict[str, Any] | None:
+    """The arguments with some rows once more at the end, there with another text; None as above."""
+    total = arguments[family.sample].shape[0]
+
+    def again(value: torch.Tensor) -> torch.Tensor:
+        return torch.cat([value, value[rows[0] : rows[1]]])
+
+    given = arguments[family.text]
+    made = _by_rows(family, arguments, total, again)
+    return None if made is None else {**made, family.text: torch.cat([given, text])}
+
+
+def _by_rows(
+    family: Family,
+    arguments: Arguments,
+    total: int,
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> dict[str, Any] | None:
+    """Change every tensor with a batch dimension; None if an argument is not known to have one."""
+
+    def walk(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return value[rows[0] : rows[1]] if value.ndim and value.shape[0] == total else value
+            return change(value) if value.ndim and value.shape[0] == total else value
         if isinstance(value, dict):
-            return {key: cut(item) for key, item in value.items()}
+            return {key: walk(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)(cut(item) for item in value)
+            return type(value)(walk(item) for item in value)
         return value
 
     def has_tensor(value: Any) -> bool:
@@ -301,9 +336,7 @@ def slice_rows(
             return any(map(has_tensor, value.values() if isinstance(value, dict) else value))
         return isinstance(value, torch.Tensor)
 
-    if any(has_tensor(value) for name, value in arguments.items() if name not in family.row_fields):
+    known = family.row_fields | family.shared_fields
+    if any(has_tensor(value) for name, value in arguments.items() if name not in known):
         return None
-    return {
-        name: cut(value) if name in family.row_fields else value
-        for name, value in arguments.items()
-    }
+    return {n: walk(v) if n in family.row_fields else v for n, v in arguments.items()}

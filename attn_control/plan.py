@@ -56,8 +56,10 @@ class Plan:
 class PlanBuilder:
     """Collects the parts that controls contribute to one site in one phase."""
 
-    def __init__(self, controls: int, site: Site, device: torch.device) -> None:
-        self.site, self.device = site, device
+    def __init__(
+        self, controls: int, site: Site, device: torch.device, rows: int | None = None
+    ) -> None:
+        self.site, self.device, self.rows = site, device, rows
         self._controls = controls
         self._parts: list[Part] = []
 

@@ -15,7 +15,9 @@ def attention_map(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None
     return weights / weights.sum(-1, keepdim=True)
 
 
-def perturbed_map(op: str, a: Tensor, q: Tensor, k: Tensor, scale: float, image: slice, text: slice) -> Tensor:
+def perturbed_map(
+    op: str, a: Tensor, q: Tensor, k: Tensor, scale: float, image: slice, text: slice
+) -> Tensor:
     """The paper's perturbed map A' of each op, for u = 1."""
     n = a.shape[-1]
     eye = torch.eye(n, dtype=torch.float64).expand_as(a)

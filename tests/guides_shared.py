@@ -15,7 +15,12 @@ def run(model: Any, call: dict[str, Any]) -> Tensor:
 
 
 def combine(
-    cond: Tensor, perturbed: Tensor, scale: float, parallel: float = 1.0, limit: float | None = None, rescale: float = 0.0
+    cond: Tensor,
+    perturbed: Tensor,
+    scale: float,
+    parallel: float = 1.0,
+    limit: float | None = None,
+    rescale: float = 0.0,
 ) -> Tensor:
     rows = []
     for c, p in zip(cond.double().numpy(), perturbed.double().numpy(), strict=True):

@@ -2,7 +2,18 @@
 
 from attn_control.kernels.blur import Blur, gaussian
 from attn_control.kernels.epilogues import Blend, Gain, Gates, Region
+from attn_control.kernels.nag import Extrapolate
 from attn_control.kernels.paths import PATHS
 from attn_control.kernels.targets import TARGETS
 
-__all__ = ["PATHS", "TARGETS", "Blend", "Blur", "Gain", "Gates", "Region", "gaussian"]
+__all__ = [
+    "PATHS",
+    "TARGETS",
+    "Blend",
+    "Blur",
+    "Extrapolate",
+    "Gain",
+    "Gates",
+    "Region",
+    "gaussian",
+]

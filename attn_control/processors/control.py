@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from attn_control.call import Layout, Site
 from attn_control.errors import AttnControlError
 from attn_control.plan import PlanBuilder
@@ -58,9 +60,18 @@ class Control:
         """Why it asks for nothing (say u = 0), or None. Idle controls never run and never miss."""
         return None
 
+    appends: ClassVar[bool] = False
+    """Whether it has the cond rows run a second time, with ``negative_text``."""
+
+    def negative_text(self, text: Tensor) -> Tensor:
+        """The other text, for the cond rows' text (rows, tokens, width)."""
+        raise NotImplementedError
+
     @property
     def bypass(self) -> str | None:
-        """What it skips instead of changing attention: "block", "attention", "feed_forward" or None."""
+        """What it skips instead of changing attention: "block", "attention", "feed_forward" or
+        None.
+        """
         return None
 
     @property
@@ -77,7 +88,7 @@ class Control:
         given = ", ".join(
             f"{f.name}={getattr(self, f.name)!r}"
             for f in fields(self)
-            if getattr(self, f.name) != f.default
+            if f.repr and getattr(self, f.name) != f.default
         )
         return f"{type(self).__name__}({given})"
 

@@ -10,11 +10,14 @@ from typing import Any
 from attn_control.errors import AttnControlError
 from attn_control.processors.control import Control
 from attn_control.processors.head_gate import HeadGate
+from attn_control.processors.nag import NAG
 from attn_control.processors.seg import SEG
 from attn_control.processors.skip_layers import SkipLayers
 from attn_control.processors.soft_pag import SoftPAG
 
-CONTROLS: dict[str, type[Control]] = {cls.__name__: cls for cls in (SoftPAG, SEG, SkipLayers, HeadGate)}
+CONTROLS: dict[str, type[Control]] = {
+    cls.__name__: cls for cls in (SoftPAG, SEG, SkipLayers, NAG, HeadGate)
+}
 
 
 def build_control(name: str, options: Mapping[str, Any]) -> Control:
@@ -29,7 +32,7 @@ def build_control(name: str, options: Mapping[str, Any]) -> Control:
             f"unknown control {name!r}{_hint(str(name), CONTROLS)}; known: {', '.join(CONTROLS)}"
         )
     cls = CONTROLS[name]
-    known = [f.name for f in fields(cls) if f.name != "gates"]  # a tensor: not for job files
+    known = [f.name for f in fields(cls) if f.name not in ("gates", "negative")]  # tensors
     if not isinstance(options, Mapping):
         raise AttnControlError(f"{name}: expected options such as {{heads: L3H1}}, got {options!r}")
     for key in options:
@@ -37,7 +40,7 @@ def build_control(name: str, options: Mapping[str, Any]) -> Control:
             raise AttnControlError(
                 f"{name}: unknown option {key!r}{_hint(str(key), known)}; known: {', '.join(known)}"
             )
-    if "heads" not in options:
+    if "heads" not in options and cls is not NAG:
         raise AttnControlError(
             f"{name}: option 'heads' is missing; expected a selector such as 'L3H1, L5'"
         )

@@ -15,9 +15,9 @@ WHAT = ("block", "attention", "feed_forward")
 class SkipLayers(Guide):
     """Guide away from a prediction made without some layers.
 
-    ``what="block"`` is Stability's skip-layer guidance for SD3.5 and the block skip of STG (arXiv 2411.18664):
-    ``h' = (1 - u) block(h) + u h``. "attention" and "feed_forward" leave out that branch of the block,
-    ``h + (1 - u) f(h)``.
+    ``what="block"`` is Stability's skip-layer guidance for SD3.5 and the block skip of STG (arXiv
+    2411.18664): ``h' = (1 - u) block(h) + u h``. "attention" and "feed_forward" leave out that
+    branch of the block, ``h + (1 - u) f(h)``.
 
     Args:
         heads: selector of layers, without heads: ``"L7-9"``.
@@ -38,7 +38,9 @@ class SkipLayers(Guide):
         owner = f"SkipLayers(heads={self.heads!r})"
         for term in self.selector.terms:
             if term.heads is not None:
-                raise AttnControlError(f"{owner}: layers are skipped whole, but {term.text!r} names heads")
+                raise AttnControlError(
+                    f"{owner}: layers are skipped whole, but {term.text!r} names heads"
+                )
         number(owner, "u", self.u, 0.0, 1.0)
         number(owner, "scale", self.scale)
         one_of(owner, "what", self.what, WHAT)

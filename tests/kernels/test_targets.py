@@ -113,7 +113,10 @@ def test_a_negative_strength_sharpens_and_the_cap_holds():
     torch.testing.assert_close(free[:, 1], 2 * plain[:, 1] - call.v[:, 1], rtol=0, atol=1e-5)
     capped = Blend(region, torch.tensor([-1.0]), cap=1.5)(call.original(), call)
     norms = capped[:, 1].norm(dim=-1) / plain[:, 1].norm(dim=-1)
-    assert norms.max() <= 1.5 + 1e-5 and (free[:, 1].norm(dim=-1) / plain[:, 1].norm(dim=-1)).max() > 1.6
+    assert (
+        norms.max() <= 1.5 + 1e-5
+        and (free[:, 1].norm(dim=-1) / plain[:, 1].norm(dim=-1)).max() > 1.6
+    )
     held = norms < 1.5 - 1e-4  # where the cap does not bite nothing changes
     assert held.any() and torch.allclose(capped[:, 1][held], free[:, 1][held], atol=1e-6)
 
@@ -148,8 +151,12 @@ def test_blur_equals_blurring_each_picture_in_space(sigma, frames):
         total = 0.0
         for j in range(height * width):
             dy, dx = y - j // width, x - j % width
-            column = sum(pow(2.718281828459045, -((y - n) ** 2) / (2 * sigma**2)) for n in range(height))
-            row = sum(pow(2.718281828459045, -((x - n) ** 2) / (2 * sigma**2)) for n in range(width))
+            column = sum(
+                pow(2.718281828459045, -((y - n) ** 2) / (2 * sigma**2)) for n in range(height)
+            )
+            row = sum(
+                pow(2.718281828459045, -((x - n) ** 2) / (2 * sigma**2)) for n in range(width)
+            )
             weight = pow(2.718281828459045, -(dy**2 + dx**2) / (2 * sigma**2)) / (column * row)
             blurred[:, :, i] += weight * q[:, :, f * height * width + j].double()
             total += weight

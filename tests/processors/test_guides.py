@@ -113,7 +113,10 @@ def _blurred(call: Softmax, heads: range, sigma: float, grid: tuple[int, int, in
             if sigma == float("inf"):
                 out[:, :, :, y, x] = pixels.flatten(2, 4).mean(2)[:, :, None]
                 continue
-            wy, wx = torch.exp(-((ys - y) ** 2) / (2 * sigma**2)), torch.exp(-((xs - x) ** 2) / (2 * sigma**2))
+            wy, wx = (
+                torch.exp(-((ys - y) ** 2) / (2 * sigma**2)),
+                torch.exp(-((xs - x) ** 2) / (2 * sigma**2)),
+            )
             w = wy[:, None] * wx[None] / (wy.sum() * wx.sum())
             out[:, :, :, y, x] = (pixels * w[None, None, None, :, :, None]).sum((3, 4))
     for head in heads:

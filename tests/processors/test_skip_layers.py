@@ -17,10 +17,30 @@ from attn_control.processors import SkipLayers, SoftPAG
 BLOCKS = {
     "sd15": ("L1", "down_blocks.1.attentions.0.transformer_blocks.0", ("hidden_states",), ("ff",)),
     "sdxl": ("L2", "down_blocks.1.attentions.0.transformer_blocks.1", ("hidden_states",), ("ff",)),
-    "sd3": ("L1", "transformer_blocks.1", ("encoder_hidden_states", "hidden_states"), ("ff", "ff_context")),
-    "sd35": ("L0", "transformer_blocks.0", ("encoder_hidden_states", "hidden_states"), ("ff", "ff_context")),
-    "flux": ("L1", "transformer_blocks.1", ("encoder_hidden_states", "hidden_states"), ("ff", "ff_context")),
-    "flux single": ("L2", "single_transformer_blocks.0", ("encoder_hidden_states", "hidden_states"), ("act_mlp",)),
+    "sd3": (
+        "L1",
+        "transformer_blocks.1",
+        ("encoder_hidden_states", "hidden_states"),
+        ("ff", "ff_context"),
+    ),
+    "sd35": (
+        "L0",
+        "transformer_blocks.0",
+        ("encoder_hidden_states", "hidden_states"),
+        ("ff", "ff_context"),
+    ),
+    "flux": (
+        "L1",
+        "transformer_blocks.1",
+        ("encoder_hidden_states", "hidden_states"),
+        ("ff", "ff_context"),
+    ),
+    "flux single": (
+        "L2",
+        "single_transformer_blocks.0",
+        ("encoder_hidden_states", "hidden_states"),
+        ("act_mlp",),
+    ),
     "wan": ("L1", "blocks.1", ("hidden_states",), ("ffn",)),
 }
 

@@ -1,0 +1,139 @@
+"""Compiling plans: which control contributes what to which site, once per phase and shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_control.bypass import Bypass, find_bypasses, skip_plan
+from attn_control.call import Layout, Site
+from attn_control.entry import Entry
+from attn_control.families import Family
+from attn_control.intercept import Interception
+from attn_control.plan import PlanBuilder
+
+MAX_STRUCTURES = 8
+"""Plan structures kept at once: older phases and shapes are compiled again when they return."""
+
+Rows = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward of the denoiser.
+
+    Attributes:
+        arguments: by name, as the model gets them, but for rows appended at the end.
+        acting: the controls that are part of it.
+        cond: its conditional rows, if any; perturbed: the rows that guides may change, None for
+            all.
+        appended: cond rows that run once more, with other text, behind all others.
+    """
+
+    arguments: dict[str, Any]
+    acting: list[Entry]
+    cond: Rows | None
+    perturbed: Rows | None = None
+    appended: int = 0
+
+
+class Phases:
+    """The plans of one model: looked up by phase and shape, put on the ports before each
+    forward.
+    """
+
+    def __init__(self, model: Any, family: Family, interception: Interception) -> None:
+        self.model, self.family, self.interception = model, family, interception
+        self.entries: list[Entry] = []
+        self._bypasses: dict[tuple[Site, str], list[Bypass]] = {}
+        self._plans: dict[Any, dict[Any, Any]] = {}
+
+    def set_entries(self, entries: list[Entry]) -> None:
+        """The controls in force changed: forget what was compiled, swap the modules to be
+        skipped.
+        """
+        for bypass in self._all_bypasses():
+            bypass.restore()
+        self._bypasses = {}
+        self.entries = entries
+        self.forget()
+        for port in self.interception.ports:
+            port.fired = None
+        for number, entry in enumerate(entries):
+            entry.number = number
+            kind = entry.control.bypass
+            for site in entry.heads if kind else ():
+                assert kind is not None
+                if (site, kind) not in self._bypasses:
+                    found = find_bypasses(self.model, self.family, site, kind)
+                    self._bypasses[site, kind] = found
+                    for bypass in found:
+                        bypass.install()
+
+    def forget(self) -> None:
+        """Drop compiled plans."""
+        self._plans.clear()
+
+    def apply(self, plans: dict[Any, Any]) -> None:
+        """Put plans on their ports, counters at zero; all other ports pass through."""
+        for port in (*self.interception.ports, *self._all_bypasses()):
+            port.plan = plans.get(port)
+            if port.plan is not None and port.fired is not None:
+                port.fired.zero_()
+
+    def plans(self, run: Pass) -> dict[Any, Any]:
+        """The plans of a pass, by port."""
+        if not run.acting:
+            return {}
+        sample: Tensor = run.arguments[self.family.sample]
+        tensors = ((n, v) for n, v in run.arguments.items() if isinstance(v, Tensor))
+        shapes = tuple((name, tuple(value.shape)) for name, value in tensors)
+        numbers = tuple(entry.number for entry in run.acting)
+        rows = (run.cond, run.perturbed, run.appended)
+        key = (numbers, rows, shapes, sample.device, sample.dtype)
+        if key not in self._plans:
+            if len(self._plans) == MAX_STRUCTURES:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = self._build(run, sample)
+        return self._plans[key]
+
+    def _all_bypasses(self) -> list[Bypass]:
+        return [bypass for found in self._bypasses.values() for bypass in found]
+
+    def _build(self, run: Pass, sample: Tensor) -> dict[Any, Any]:
+        device, plans = sample.device, {}
+        for port in self.interception.ports:
+            selecting = [e for e in run.acting if port.site in e.heads and e.control.bypass is None]
+            if not selecting:
+                continue
+            layout: Layout = self.family.layout(port.site, run.arguments, self.model)
+            rows = sample.shape[0] + run.appended
+            builder = PlanBuilder(len(self.entries), port.site, device, rows)
+            for entry in selecting:
+                control = entry.control
+                control.check(port.site, layout)
+                own = run.perturbed if control.guidance_scale is not None else None
+                own = run.cond if control.appends else own
+                control.contribute(builder, entry.number, layout, entry.heads[port.site], own)
+            plan = builder.build()
+            if plan is not None:
+                plans[port] = plan
+        plans |= self._skips(run, device)
+        for port in plans:
+            if port.fired is None or port.fired.device != device:
+                port.fired = torch.zeros(len(self.entries), dtype=torch.int64, device=device)
+        return plans
+
+    def _skips(self, run: Pass, device: torch.device) -> dict[Any, Any]:
+        plans: dict[Any, Any] = {}
+        for entry in run.acting:
+            kind = entry.control.bypass
+            for site in entry.heads if kind else ():
+                for bypass in self._bypasses[site, kind or ""]:
+                    plans[bypass] = skip_plan(
+                        entry.control, entry.number, len(self.entries), device
+                    )
+        return plans
