@@ -11,7 +11,6 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,10 +25,13 @@ from attn_control.guidance import add_to_rows, difference
 from attn_control.intercept import Interception, Port, copied_as
 from attn_control.plan import Plan, PlanBuilder
 from attn_control.report import Stopwatch
-from attn_control.steps import StepTracker
+from attn_control.steps import StepTracker, calling_pipeline
 
 MAX_STRUCTURES = 8
 """Plan structures kept at once: older phases and shapes are compiled again when they return."""
+
+MAX_RUNS = 16
+"""Runs whose last difference is kept: as many threads may share one model under split guidance."""
 
 
 class _Context(threading.local):
@@ -41,26 +43,20 @@ class _Context(threading.local):
 _context = _Context()
 
 
-@dataclass
-class _Kept:
-    """The difference of a split cond call, for the uncond call of the same step."""
-
-    key: tuple[int, int | None]
-    delta: Tensor
-
-
 class Denoiser:
     """Everything that is attached to one denoiser module, shared by nested sessions."""
 
-    def __init__(self, model: Any, component: str, tracker: StepTracker) -> None:
-        self.model, self.component, self.tracker = model, component, tracker
+    def __init__(self, model: Any, component: str) -> None:
+        self.model, self.component = model, component
+        self._alone = StepTracker()
         self.family = family_of(model)
         self.interception = Interception(model, component)
         self.entries: list[Entry] = []
         self.step: Step | None = None
         self.plain, self.guided = Stopwatch(), Stopwatch()
         self._plans: dict[Any, dict[Port, Plan]] = {}
-        self._kept: _Kept | None = None
+        # By run: the difference of a split cond call, for the uncond call of the same step.
+        self._kept: dict[int, tuple[int, Tensor]] = {}
         self._lock = threading.RLock()
         self.sessions: list[tuple[Any, list[Entry]]] = []
 
@@ -96,9 +92,16 @@ class Denoiser:
             port.fired = None
 
     def forget(self) -> None:
-        """Drop compiled plans and the kept difference."""
+        """Drop compiled plans and kept differences."""
         self._plans.clear()
-        self._kept = None
+        self._kept.clear()
+
+    def _tracker(self) -> StepTracker:
+        """Of the pipeline that is calling, if the session was given a pipeline at all."""
+        attached = next((s.pipe for s, _ in self.sessions if s.pipe is not None), None)
+        if attached is None:
+            return self._alone
+        return tracker_of(calling_pipeline(self.model) or attached)
 
     def call(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -130,9 +133,10 @@ class Denoiser:
             name: dict(value) if isinstance(value, dict) else value
             for name, value in arguments.items()
         }
-        step = self.step = self.tracker.locate(self.family, arguments, _context.name)
+        tracker = self._tracker()
+        step = self.step = tracker.locate(self.family, arguments, _context.name)
         for entry in active:
-            entry.begin(step, self.tracker.run)
+            entry.begin(step, tracker.run)
         due = [entry for entry in active if entry.control.when.holds(step, str(entry.control))]
         in_place = [entry for entry in due if entry.control.guidance_scale is None]
         guides = [entry for entry in due if entry.control.guidance_scale is not None]
@@ -149,17 +153,22 @@ class Denoiser:
             part = self._difference(entry, forward, spare, in_place, sample, rows, step)
             delta = part if delta is None else delta + part
         assert delta is not None
-        self._kept = _Kept((step.run_id, step.index), delta) if step.index is not None else None
+        if step.index is not None:
+            self._kept.pop(step.run_id, None)
+            self._kept[step.run_id] = step.index, delta
+            if len(self._kept) > MAX_RUNS:
+                self._kept.pop(next(iter(self._kept)))
         return with_sample(output, add_to_rows(sample, delta))
 
     def _kept_delta(self, step: Step) -> Tensor:
-        if self._kept is None or self._kept.key != (step.run_id, step.index):
+        index, delta = self._kept.get(step.run_id, (None, None))
+        if delta is None or index != step.index:
             raise AttnControlError(
                 f"guidance: the {step.branch[0]} call of step {step.index} came before its cond"
                 " call;"
                 " this order of split guidance is not supported"
             )
-        return self._kept.delta
+        return delta
 
     def _difference(
         self,
@@ -352,6 +361,4 @@ _trackers: weakref.WeakKeyDictionary[Any, StepTracker] = weakref.WeakKeyDictiona
 
 def tracker_of(pipe: Any) -> StepTracker:
     """One tracker a pipeline: its two denoisers (Wan 2.2) walk through the same steps."""
-    if pipe is None:
-        return StepTracker()
     return _trackers.setdefault(pipe, StepTracker(pipe))
