@@ -112,7 +112,7 @@ class Step:
     """Where the sampler is at one denoiser call.
 
     Attributes:
-        run_id: number of this sampling run within the session's life.
+        run_id: number of this sampling run; 0 where no sampler is known.
         index, total: position in the scheduler's timesteps and their number; None on a bare model.
         sigma: noise level, in the scheduler's own units; None where the scheduler has none.
         branch: of every batch row: "cond", "uncond", "perturbed:<id>" or "other:<name>".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -113,11 +114,18 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _guarded(work: Callable[[Any, Any], Any]) -> None:
-    """Run a command; errors become one message and exit code 2, an interrupted run 130."""
+def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 
-    console, log = Console(), Console(stderr=True)
+    console = Console(stderr=stderr)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160  # a file or a pipe has no width; 80 would break the table
+    return console
+
+
+def _guarded(work: Callable[[Any, Any], Any]) -> None:
+    """Run a command; errors become one message and exit code 2, an interrupted run 130."""
+    console, log = _console(), _console(stderr=True)
     before: Any = None
     try:
         if threading.current_thread() is threading.main_thread():

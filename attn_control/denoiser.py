@@ -11,7 +11,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +27,10 @@ from attn_control.intercept import Interception, copied_as
 from attn_control.phases import Pass, Phases
 from attn_control.processors.guide import Guide
 from attn_control.report import Stopwatch
-from attn_control.steps import StepTracker
+from attn_control.steps import StepTracker, calling_pipeline
+
+MAX_RUNS = 16
+"""Runs whose last difference is kept: as many threads may share one model under split guidance."""
 
 
 class _Context(threading.local):
@@ -39,26 +42,20 @@ class _Context(threading.local):
 _context = _Context()
 
 
-@dataclass
-class _Kept:
-    """The difference of a split cond call, for the uncond call of the same step."""
-
-    key: tuple[int, int | None]
-    delta: Tensor
-
-
 class Denoiser:
     """Everything that is attached to one denoiser module, shared by nested sessions."""
 
-    def __init__(self, model: Any, component: str, tracker: StepTracker) -> None:
-        self.model, self.component, self.tracker = model, component, tracker
+    def __init__(self, model: Any, component: str) -> None:
+        self.model, self.component = model, component
+        self._alone = StepTracker()
         self.family = family_of(model)
         self.interception = Interception(model, component)
         self.phases = Phases(unwrap(model), self.family, self.interception)
         self.step: Step | None = None
         self.plain, self.guided = Stopwatch(), Stopwatch()
         self.sessions: list[tuple[Any, list[Entry]]] = []
-        self._kept: _Kept | None = None
+        # By run: the difference of a split cond call, for the uncond call of the same step.
+        self._kept: dict[int, tuple[int, Tensor]] = {}
         self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -87,7 +84,14 @@ class Denoiser:
     def set_entries(self, entries: list[Entry]) -> None:
         """The controls in force changed."""
         self.phases.set_entries(entries)
-        self._kept = None
+        self._kept.clear()
+
+    def _tracker(self) -> StepTracker:
+        """Of the pipeline that is calling, if the session was given a pipeline at all."""
+        attached = next((s.pipe for s, _ in self.sessions if s.pipe is not None), None)
+        if attached is None:
+            return self._alone
+        return tracker_of(calling_pipeline(self.model) or attached)
 
     def call(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -102,7 +106,7 @@ class Denoiser:
                 return self._controlled(active, forward, args, kwargs)
             except BaseException:
                 self.phases.forget()
-                self._kept = None
+                self._kept.clear()
                 raise
             finally:
                 self.phases.apply({})
@@ -117,9 +121,10 @@ class Denoiser:
         arguments = bind(self.model, args, kwargs)
         # Models pop from nested dicts while they run: keep what the extra forwards will need.
         spare = _copied(arguments)
-        step = self.step = self.tracker.locate(self.family, arguments, _context.name)
+        tracker = self._tracker()
+        step = self.step = tracker.locate(self.family, arguments, _context.name)
         for entry in active:
-            entry.begin(step, self.tracker.run)
+            entry.begin(step, tracker.run)
         due = [entry for entry in active if entry.control.when.holds(step, str(entry.control))]
         cond = step.rows("cond")
         in_place = [entry for entry in due if entry.control.guidance_scale is None]
@@ -138,16 +143,21 @@ class Denoiser:
             part = self._difference(entry, forward, spare, in_place, sample, cond, step)
             delta = part if delta is None else delta + part
         assert delta is not None
-        self._kept = _Kept((step.run_id, step.index), delta) if step.index is not None else None
+        if step.index is not None:
+            self._kept.pop(step.run_id, None)
+            self._kept[step.run_id] = step.index, delta
+            if len(self._kept) > MAX_RUNS:
+                self._kept.pop(next(iter(self._kept)))
         return with_sample(output, add_to_rows(sample, delta))
 
     def _kept_delta(self, step: Step) -> Tensor:
-        if self._kept is None or self._kept.key != (step.run_id, step.index):
+        index, delta = self._kept.get(step.run_id, (None, None))
+        if delta is None or index != step.index:
             raise AttnControlError(
                 f"guidance: the {step.branch[0]} call of step {step.index} came before its cond"
                 " call; this order of split guidance is not supported"
             )
-        return self._kept.delta
+        return delta
 
     def _difference(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from attn_control.call import Site, Step
-from attn_control.denoiser import Denoiser, tracker_of
+from attn_control.denoiser import Denoiser
 from attn_control.entry import Entry, check_window
 from attn_control.errors import AttnControlError
 from attn_control.families import denoisers
@@ -56,7 +56,7 @@ class Session:
                 )
         models = denoisers(target)
         self.controls, self.strict = controls, strict
-        self._pipe = None if isinstance(target, nn.Module) else target
+        self.pipe = None if isinstance(target, nn.Module) else target
         self._closed = False
         self._denoisers: list[Denoiser] = []
         self._installed: list[Denoiser] = []
@@ -85,11 +85,9 @@ class Session:
     def _join(self, model: nn.Module, component: str) -> Denoiser:
         denoiser = model.__dict__.get("_attn_control")
         if denoiser is None:
-            denoiser = Denoiser(model, component, tracker_of(self._pipe))
+            denoiser = Denoiser(model, component)
             denoiser.install()
             self._installed.append(denoiser)
-        elif self._pipe is not None and denoiser.tracker.pipe is None:
-            denoiser.tracker = tracker_of(self._pipe)
         return denoiser
 
     def _leave(self) -> None:
@@ -116,7 +114,7 @@ class Session:
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise AttnControlError(f"preview: steps must be a positive whole number, got {steps!r}")
-        values, sigmas = _schedule(getattr(self._pipe, "scheduler", None), steps)
+        values, sigmas = _schedule(getattr(self.pipe, "scheduler", None), steps)
         rows = []
         for control in self.controls:
             due = [] if control.idle else check_window(control, control.when, values, sigmas, 0)

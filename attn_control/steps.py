@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
 import threading
 import weakref
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 
 from attn_control.call import Step
 from attn_control.errors import AttnControlError
-from attn_control.families import Arguments, Family
+from attn_control.families import COMPONENTS, Arguments, Family, unwrap
+
+_run_ids = itertools.count(1)
 
 
 @dataclass
@@ -29,13 +35,32 @@ class Run:
     visited: set[int] = field(default_factory=set)
 
 
+def calling_pipeline(model: nn.Module) -> Any:
+    """The pipeline that is calling this denoiser, from the call stack; None in a loop of one's own.
+
+    Pipelines share denoisers (``from_pipe``), attached or not, and only the one that runs has the
+    scheduler and the guidance flag of this call.
+    """
+    model = unwrap(model)
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_argcount and code.co_varnames[0] == "self":
+            owner = frame.f_locals.get("self")
+            if not isinstance(owner, nn.Module) and hasattr(owner, "scheduler"):
+                parts = (getattr(owner, name, None) for name in COMPONENTS)
+                if any(part is not None and unwrap(part) is model for part in parts):
+                    return owner
+        frame = frame.f_back
+    return None
+
+
 class StepTracker:
     """Follows one pipeline's sampler. Without one, steps are unknown and every row is "cond"."""
 
     def __init__(self, pipe: Any = None) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
-        self._runs: dict[int, Run] = {}  # by thread: a pipeline per thread may share the model
-        self._count = 0
+        self._runs: dict[int, Run] = {}  # by thread: each may run the model on its own
 
     @property
     def pipe(self) -> Any:
@@ -75,10 +100,8 @@ class StepTracker:
         values = run.values if run else [float(t) for t in timesteps.flatten()]
         position = self._position(scheduler, values, run, family, arguments)
         if run is None or position < run.position:
-            self._count += 1
-            run = Run(
-                self._count, timesteps, values, noise_levels(scheduler, values), position, position
-            )
+            sigmas = noise_levels(scheduler, values)
+            run = Run(next(_run_ids), timesteps, values, sigmas, position, position)
             self._runs[thread] = run
         elif position != run.position:
             run.position, run.calls = position, 0
@@ -106,10 +129,11 @@ class StepTracker:
         value = (
             float(given.max() if isinstance(given, torch.Tensor) else given) / family.timestep_scale
         )
-        matches = [
-            n for n, t in enumerate(values) if math.isclose(t, value, rel_tol=1e-3, abs_tol=1e-3)
-        ]
-        if not matches:
+        # Pipelines round timesteps to the latents' precision; FLUX divides them after that.
+        rounding = torch.finfo(given.dtype).eps if _is_floating(given) else 0.0
+        distance = min(abs(t - value) for t in values)
+        matches = [n for n, t in enumerate(values) if abs(t - value) <= distance * (1 + 1e-6)]
+        if distance > 1e-3 + abs(value) * max(1e-3, rounding):
             raise AttnControlError(
                 f"the denoiser was called at timestep {value:g}, which is not among the scheduler's"
                 f" {len(values)} timesteps; attach to the bare model instead, without windows"
@@ -144,6 +168,10 @@ class StepTracker:
         if context is not None:
             return (context if context in ("cond", "uncond") else f"other:{context}",) * rows
         return (("cond", "uncond")[calls] if calls < 2 else f"other:{calls}",) * rows
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def noise_levels(scheduler: Any, values: list[float]) -> list[float] | None:

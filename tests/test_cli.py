@@ -64,7 +64,7 @@ def test_no_command_shows_help():
 def test_render_prints_the_table_and_the_paths(world, tmp_path):
     found = run("render", "job.yaml", "--out", "out")
     assert found.exit_code == 0, found.output
-    for words in ("variant", "fully right", "minus plain", "soft", "sheet    out/sheet.png"):
+    for words in ("variant", "fully right", "vs plain", "soft", "sheet    out/sheet.png"):
         assert words in found.output
     assert "results  out/results.jsonl" in found.output
     assert len(list((tmp_path / "out" / "images").iterdir())) == 12

@@ -10,7 +10,14 @@ from attn_control.render.jobfile import load_job, model_from
 from attn_control.render.prepare import Prepared, prepare
 from attn_control.render.run import Outcome, run
 from attn_control.render.sheet import make_sheets
-from attn_control.render.summary import footnote, percent, summarise, table, verdicts
+from attn_control.render.summary import (
+    footnote,
+    memory_line,
+    percent,
+    summarise,
+    table,
+    verdicts,
+)
 
 
 def quickstart_job() -> Path:
@@ -136,6 +143,9 @@ def print_outcome(
         for line in verdicts(summaries):
             say(line)
         say(footnote(outcome.rows), style="dim")
+        memory = memory_line(summaries)
+        if memory:
+            say(memory, style="dim")
     for note in outcome.notes:
         say(f"note: {note}", style="yellow")
     made = f"{outcome.made} pictures made, {outcome.kept} kept from before"
@@ -157,28 +167,35 @@ def print_plan(prepared: Prepared, out: Path, console: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    choice = prepared.choice
-    shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for column in ("variant", "controls", "sampler"):
-        shown.add_column(column, overflow="fold")
-    shown.add_column("row-forwards a picture", justify="right")
-    for variant in prepared.variants:
-        controls = "\n".join(map(str, variant.controls)) or "none"
-        sampler = ", ".join(f"{key}={value!r}" for key, value in variant.kwargs.items())
-        cost = f"{variant.rows} x {variant.forwards:g}"
-        shown.add_row(*map(escape, (variant.name, controls, sampler, cost)))
-    tasks = len(prepared.tasks)
-    there = sum((out / "images" / task.file).exists() for task in prepared.tasks)
-    console.print(
-        escape(f"{choice.name} ({choice.kind}) on {choice.device} in {choice.dtype}"),
-        highlight=False,
-    )
-    console.print(shown)
-    lines = [
-        f"{tasks} pictures: {len(prepared.variants)} variants x {len(prepared.prompts)} prompts x "
-        f"{len(prepared.job.seeds)} seeds, about {prepared.row_forwards:g} row-forwards",
-        f"{there} of them are already in {out / 'images'}" if there else f"they would go to {out}",
-        "every check passed; nothing was rendered or written",
-    ]
-    for line in lines:
+    def say(line: str) -> None:
         console.print(escape(line), soft_wrap=True, highlight=False)
+
+    choice, variants = prepared.choice, prepared.variants
+    common = {
+        key: value
+        for key, value in variants[0].kwargs.items()
+        if all(key in each.kwargs and each.kwargs[key] == value for each in variants)
+    }
+    say(f"{choice.name} ({choice.kind}) on {choice.device} in {choice.dtype}")
+    say(f"all variants: {_settings(common) or 'the defaults of the pipeline'}")
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown.add_column("variant", no_wrap=True)
+    shown.add_column("controls and sampler", overflow="fold")
+    shown.add_column("row-forwards", justify="right", no_wrap=True)
+    for each in variants:
+        own = {key: value for key, value in each.kwargs.items() if key not in common}
+        does = [*map(str, each.controls), *([_settings(own)] if own else [])]
+        cost = f"{each.rows} x {each.forwards}"
+        shown.add_row(*map(escape, (each.name, "\n".join(does) or "-", cost)))
+    console.print(shown)
+    there = sum((out / "images" / task.file).exists() for task in prepared.tasks)
+    say(
+        f"{len(prepared.tasks)} pictures: {len(variants)} variants x {len(prepared.prompts)} "
+        f"prompts x {len(prepared.job.seeds)} seeds, about {prepared.row_forwards} row-forwards"
+    )
+    say(f"they would go to {out}" + (f", where {there} of them are" if there else ""))
+    say("every check passed; nothing was rendered or written")
+
+
+def _settings(kwargs: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in kwargs.items())

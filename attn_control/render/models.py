@@ -11,6 +11,8 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,23 +132,50 @@ def load_model(choice: ModelChoice) -> Any:
     import torch
 
     dtype = getattr(torch, choice.dtype)
-    if choice.kind == "zoo":
-        from attn_control import zoo
-
-        pipe = zoo.load(choice.name, device=choice.device, dtype=dtype)
-    else:
-        pipe = _from_pretrained(choice, dtype)
+    with quiet_libraries():
         try:
-            pipe = pipe.to(choice.device)
+            if choice.kind == "zoo":
+                from attn_control import zoo
+
+                pipe = zoo.load(choice.name, device=choice.device, dtype=dtype)
+            else:
+                pipe = _from_pretrained(choice, dtype).to(choice.device)
         except torch.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
             raise AttnControlError(
-                f"model {choice.name!r} does not fit on {choice.device}: {reason}; use a smaller "
-                "dtype or another device"
+                f"model {choice.name!r} does not fit on {choice.device}: {first_line(error)}; use "
+                "a smaller dtype or another device"
             ) from None
     if hasattr(pipe, "set_progress_bar_config"):
         pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """No notes and bars of loaders; downloads keep theirs, and all is as it was afterwards."""
+    from transformers.utils import logging as transformers_logging
+
+    # Before diffusers is imported: it makes transformers talk about torchvision.
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    from diffusers.utils import logging as diffusers_logging
+
+    also_before = diffusers_logging.get_verbosity()
+    bars = [
+        logging
+        for logging in (transformers_logging, diffusers_logging)
+        if logging.is_progress_bar_enabled()
+    ]
+    diffusers_logging.set_verbosity_error()
+    for logging in bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        diffusers_logging.set_verbosity(also_before)
+        for logging in bars:
+            logging.enable_progress_bar()
 
 
 def _from_pretrained(choice: ModelChoice, dtype: Any) -> Any:

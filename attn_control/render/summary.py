@@ -25,6 +25,7 @@ class VariantSummary:
     pictures: int
     seconds: float
     peak_bytes: int | None
+    peak_is_own: bool
     right: Interval | None
     against: dict[str, Interval | None]
 
@@ -45,6 +46,7 @@ def summarise(
                 pictures=len(mine),
                 seconds=median(row["seconds"] for row in mine),
                 peak_bytes=max(peaks, default=None),
+                peak_is_own=all(row["peak_kind"].startswith("cuda") for row in mine),
                 right=share_right(mine),
                 against={other: paired(mine, by_name[other]) for other in compare if other != name},
             )
@@ -132,29 +134,39 @@ def verdicts(summaries: Sequence[VariantSummary]) -> list[str]:
 
 
 def table(summaries: Sequence[VariantSummary], compare: Sequence[str]) -> Any:
-    """The same as a rich table."""
+    """The same as a rich table, narrow enough for 80 columns in the quickstart.
+
+    How many pictures stands there only where it differs, and memory only where each variant has its
+    own: the peak of a process on a CPU is that of the hungriest variant so far.
+    """
     from rich.markup import escape
     from rich.table import Table
 
     scored = any(each.right for each in summaries)
-    shown = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    shown.add_column("variant")
-    shown.add_column("pictures", justify="right")
+    counts = len({each.pictures for each in summaries}) > 1
+    peaks = any(each.peak_is_own for each in summaries)
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown.add_column("variant", no_wrap=True)
+    heads = ["pictures"] * counts
     if scored:
-        shown.add_column("fully right", justify="right")
-        for other in compare:
-            shown.add_column(f"minus {escape(other)}", justify="right")
-    shown.add_column("s/picture", justify="right")
-    shown.add_column("peak", justify="right")
+        heads += ["fully right", *(f"vs {escape(other)}" for other in compare)]
+    for head in [*heads, "s each", *(["peak"] * peaks)]:
+        shown.add_column(head, justify="right")
     for each in summaries:
-        cells = [escape(each.name), str(each.pictures)]
+        cells = [str(each.pictures)] * counts
         if scored:
-            cells.append(escape(percent(each.right)))
-            cells += [escape(points(each.against.get(other))) for other in compare]
+            cells += [percent(each.right), *(points(each.against.get(name)) for name in compare)]
         cells.append(f"{each.seconds:.2f}")
-        cells.append("-" if each.peak_bytes is None else f"{each.peak_bytes / 1e9:.2f} GB")
-        shown.add_row(*cells)
+        if peaks:
+            cells.append("-" if each.peak_bytes is None else f"{each.peak_bytes / 1e9:.2f} GB")
+        shown.add_row(*map(escape, [each.name, *cells]))
     return shown
+
+
+def memory_line(summaries: Sequence[VariantSummary]) -> str | None:
+    """The peak of the process, where no variant has a peak of its own."""
+    peaks = [each.peak_bytes for each in summaries if each.peak_bytes and not each.peak_is_own]
+    return f"Peak memory of the process: {max(peaks) / 1e9:.2f} GB." if peaks else None
 
 
 def footnote(rows: Sequence[Row]) -> str:
@@ -167,6 +179,6 @@ def footnote(rows: Sequence[Row]) -> str:
         f"n = {len(prompts)} prompts x {len(seeds)} seeds a variant"
         + (", which is small" if len(prompts) < 50 else "")
         + (", too few for an interval" if len(prompts) < FEWEST_PROMPTS else "")
-        + ". In brackets: 95 % intervals from redrawing whole prompts; differences are in points, "
+        + ". In brackets: 95 % intervals from redrawing whole prompts. Differences are in points, "
         "picture by picture with the same first noise. Seconds are medians."
     )

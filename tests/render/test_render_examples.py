@@ -68,8 +68,8 @@ def test_the_quickstart_has_the_five_variants_of_the_comparison():
         "no guidance",
         "CFG",
         "layer PAG",
-        "SoftPAG on chosen heads",
-        "CFG + SoftPAG on chosen heads",
+        "SoftPAG heads",
+        "CFG + SoftPAG heads",
     ]
     assert job.compare == ["no guidance", "CFG"]
     scales = {
@@ -78,12 +78,12 @@ def test_the_quickstart_has_the_five_variants_of_the_comparison():
     }
     assert [name for name, scale in scales.items() if scale > 1] == [
         "CFG",
-        "CFG + SoftPAG on chosen heads",
+        "CFG + SoftPAG heads",
     ]
     layer = job.variants["layer PAG"].controls[0].options["heads"]
     assert re.fullmatch(r"L\d+", layer)
-    chosen = job.variants["SoftPAG on chosen heads"].controls
-    assert chosen == job.variants["CFG + SoftPAG on chosen heads"].controls or len(chosen) == 1
+    chosen = job.variants["SoftPAG heads"].controls
+    assert chosen == job.variants["CFG + SoftPAG heads"].controls or len(chosen) == 1
     assert all("H" in item for item in chosen[0].options["heads"].split(","))
 
 

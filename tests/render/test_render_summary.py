@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from rich.console import Console
 
+from attn_control.render import load_job
+from attn_control.render.command import quickstart_job
 from attn_control.render.summary import (
     footnote,
+    memory_line,
     paired,
     percent,
     points,
@@ -17,7 +22,7 @@ from attn_control.render.summary import (
 )
 
 
-def rows(variant, pattern, seeds=2, seconds=1.0):
+def rows(variant, pattern, seeds=2, seconds=1.0, kind="cuda"):
     """`pattern` is one character a picture, `+` right, `-` wrong, `?` not scored."""
     return [
         {
@@ -27,6 +32,7 @@ def rows(variant, pattern, seeds=2, seconds=1.0):
             "score": None if mark == "?" else {"right": mark == "+"},
             "seconds": seconds,
             "peak_bytes": 10**9,
+            "peak_kind": kind,
         }
         for index, mark in enumerate(pattern)
     ]
@@ -84,11 +90,33 @@ def test_verdicts_point_whichever_way_the_data_does(ours, theirs, words):
 def test_the_table_prints_names_as_text():
     data = rows("[red]plain[/red]", "+-" * 8) + rows("cfg [1]", "++" * 8)
     names = ["[red]plain[/red]", "cfg [1]"]
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))
+    console = Console(width=160, record=True, file=open(os.devnull, "w"))
     console.print(table(summarise(data, names, names[:1]), names[:1]))
     text = console.export_text()
-    assert "[red]plain[/red]" in text and "minus [red]plain[/red]" in text
+    assert "[red]plain[/red]" in text and "vs [red]plain[/red]" in text
     assert "50 % [50, 50]" in text and "+50 [" in text and "1.00 GB" in text
+
+
+def test_the_peak_of_a_process_is_told_once():
+    mine = summarise(rows("a", "+-" * 8, kind="resident memory"), ["a"], [])
+    assert memory_line(mine) == "Peak memory of the process: 1.00 GB."
+    assert [column.header for column in table(mine, []).columns][-1] == "s each"
+    assert memory_line(summarise(rows("a", "+-" * 8), ["a"], [])) is None
+
+
+def test_unequal_counts_are_shown():
+    data = rows("a", "+-" * 8) + rows("b", "+-" * 6)
+    assert "pictures" in [column.header for column in table(summarise(data, "ab", []), []).columns]
+
+
+def test_the_quickstart_fits_a_terminal_of_80_columns():
+    job, _ = load_job(quickstart_job())
+    names = list(job.variants)
+    data = [row for name in names for row in rows(name, "+--" * 8, seeds=3, kind="process")]
+    console = Console(width=80, record=True, file=open(os.devnull, "w"))
+    console.print(table(summarise(data, names, job.compare), job.compare))
+    lines = console.export_text().rstrip().split("\n")
+    assert len(lines) == 1 + len(names), lines
 
 
 def test_texts():
