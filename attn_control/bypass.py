@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_control.call import Site
+from attn_control.errors import AttnControlError
 from attn_control.families import Family, parameters
 
 
@@ -83,11 +84,18 @@ def find_bypasses(model: nn.Module, family: Family, site: Site, kind: str) -> li
     path = site.name.rsplit(".", 1)[0]
     block = model.get_submodule(path)
     if kind == "block":
+        if not family.block_returns:
+            raise AttnControlError(
+                f"attach: blocks of {family.name} cannot be skipped yet; expected what='attention'"
+            )
         return [Bypass(site, block, family.block_returns)]
     if kind == "attention":
         return [Bypass(site, site.module, ())]
     found = [getattr(block, name, None) for name in family.feed_forward]
-    return [Bypass(site, module, ()) for module in found if isinstance(module, nn.Module)]
+    modules = [module for module in found if isinstance(module, nn.Module)]
+    if not modules:
+        raise AttnControlError(f"attach: no feed-forward is known in {path} of {family.name}")
+    return [Bypass(site, module, ()) for module in modules]
 
 
 def skip_plan(control: Any, number: int, controls: int, device: torch.device) -> BypassPlan:

@@ -336,6 +336,4 @@ _trackers: weakref.WeakKeyDictionary[Any, StepTracker] = weakref.WeakKeyDictiona
 
 def tracker_of(pipe: Any) -> StepTracker:
     """One tracker a pipeline: its two denoisers (Wan 2.2) walk through the same steps."""
-    if pipe is None:
-        return StepTracker()
     return _trackers.setdefault(pipe, StepTracker(pipe))

@@ -18,11 +18,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from attn_control.call import Layout, Site
+from attn_control import layouts
+from attn_control.call import Site
 from attn_control.errors import AttnControlError
-
-Arguments = Mapping[str, Any]
-"""What the denoiser was called with, by parameter name."""
+from attn_control.layouts import Arguments, LayoutOf
 
 COMPONENTS = ("transformer", "transformer_2", "unet")
 
@@ -42,7 +41,8 @@ class Family:
         timestep_scale: what pipelines multiply the scheduler's timestep by.
         row_fields: arguments with a batch dimension, for perturbing the cond rows only; empty: full
             batch.
-        block_returns: the arguments that a block hands on, in the order in which it returns them.
+        block_returns: the arguments that a block hands on, in the order in which it returns them;
+            empty where blocks cannot be skipped yet.
         feed_forward: names of the feed-forward modules inside a block.
         shared_fields: tensors that all rows share.
         text: the argument that holds the text embedding.
@@ -54,9 +54,9 @@ class Family:
     denoiser: str
     blocks: tuple[str, ...]
     slots: Mapping[str, str]
-    layout: Callable[[Site, Arguments, Any], Layout]
+    layout: LayoutOf
     cfg: str
-    block_returns: tuple[str, ...] = ("encoder_hidden_states", "hidden_states")
+    block_returns: tuple[str, ...] = ()
     feed_forward: tuple[str, ...] = ("ff", "ff_context")
     sample: str = "hidden_states"
     timestep_scale: float = 1.0
@@ -66,65 +66,21 @@ class Family:
     parts: Callable[[Site], tuple[str, ...]] = field(default=lambda site: ("main",))
 
 
-def _grid(height: int, width: int, frames: int = 1) -> tuple[int, tuple[int, int, int]]:
-    return frames * height * width, (frames, height, width)
-
-
-def _sd3_layout(site: Site, args: Arguments, model: Any) -> Layout:
-    patch = model.config.patch_size
-    height, width = args["hidden_states"].shape[-2:]
-    image = ("image", *_grid(height // patch, width // patch))
-    if site.slot == "self2":
-        return Layout.joint(image)
-    return Layout.joint(image, ("text", args["encoder_hidden_states"].shape[1], None))
-
-
-def _flux_layout(site: Site, args: Arguments, model: Any) -> Layout:
-    text = ("text", args["encoder_hidden_states"].shape[1], None)
-    tokens = args["hidden_states"].shape[1]
-    ids = args.get("img_ids")
-    if ids is None:
-        return Layout.joint(text, ("image", tokens, None))
-    # Kontext appends its reference after the image and marks it in the first column of the position
-    # ids.
-    ids = (ids[0] if ids.ndim == 3 else ids).detach().to("cpu", torch.float32)
-    count = int((ids[:, 0] == 0).sum())
-    height, width = (int(n) + 1 for n in ids[:count, 1:3].amax(dim=0))
-    grid = (1, height, width) if height * width == count else None
-    return Layout.joint(text, ("image", count, grid), ("reference", tokens - count, None))
-
-
-def _wan_layout(site: Site, args: Arguments, model: Any) -> Layout:
-    patch = model.config.patch_size
-    frames, height, width = (
-        n // p for n, p in zip(args["hidden_states"].shape[-3:], patch, strict=True)
-    )
-    video = Layout.joint(("video", *_grid(height, width, frames)))
-    if site.slot == "self":
-        return video
-    return Layout.cross(video, Layout.joint(("text", args["encoder_hidden_states"].shape[1], None)))
-
-
 def _wan_parts(site: Site) -> tuple[str, ...]:
     image = site.slot == "cross" and getattr(site.module, "add_k_proj", None) is not None
     return ("image", "main") if image else ("main",)
 
 
-def _unet_layout(site: Site, args: Arguments, model: Any) -> Layout:
-    height, width = args["sample"].shape[-2:]
-    deepest = len(model.config.down_block_types) - 1
-    group, *index = site.name.split(".")
-    depth = {
-        "down_blocks": lambda: int(index[0]),
-        "up_blocks": lambda: deepest - int(index[0]),
-    }.get(group, lambda: deepest)()
-    for _ in range(depth):  # each level is a convolution of stride 2 and padding 1
-        height, width = -(-height // 2), -(-width // 2)
-    image = Layout.joint(("image", *_grid(height, width)))
-    if site.slot == "self":
-        return image
-    return Layout.cross(image, Layout.joint(("text", args["encoder_hidden_states"].shape[1], None)))
-
+_FLUX_ROWS = frozenset(
+    {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"}
+)
+_WAN_ROWS = frozenset(
+    {"hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep"}
+)
+_IDS = frozenset({"img_ids", "txt_ids"})
+_JOINT = ("encoder_hidden_states", "hidden_states")
+_FLUX_BLOCKS = ("transformer_blocks.#", "single_transformer_blocks.#")
+_TWO = {"attn1": "self", "attn2": "cross"}
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -135,8 +91,8 @@ FAMILIES: tuple[Family, ...] = (
             "mid_block.attentions.#.transformer_blocks.#",
             "up_blocks.#.attentions.#.transformer_blocks.#",
         ),
-        slots={"attn1": "self", "attn2": "cross"},
-        layout=_unet_layout,
+        slots=_TWO,
+        layout=layouts.unet,
         cfg="batched",
         block_returns=("hidden_states",),
         sample="sample",
@@ -158,8 +114,9 @@ FAMILIES: tuple[Family, ...] = (
         denoiser="SD3Transformer2DModel",
         blocks=("transformer_blocks.#",),
         slots={"attn": "joint", "attn2": "self2"},
-        layout=_sd3_layout,
+        layout=layouts.image_then_text,
         cfg="batched",
+        block_returns=_JOINT,
         row_fields=frozenset(
             {
                 "hidden_states",
@@ -173,29 +130,155 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="FLUX.1",
         denoiser="FluxTransformer2DModel",
-        blocks=("transformer_blocks.#", "single_transformer_blocks.#"),
+        blocks=_FLUX_BLOCKS,
         slots={"attn": "joint"},
-        layout=_flux_layout,
+        layout=layouts.text_then_packed,
         cfg="split",
+        block_returns=_JOINT,
         feed_forward=("ff", "ff_context", "act_mlp"),
         timestep_scale=1e-3,
+        row_fields=_FLUX_ROWS,
+        shared_fields=_IDS,
+    ),
+    Family(
+        name="FLUX.2",
+        denoiser="Flux2Transformer2DModel",
+        blocks=_FLUX_BLOCKS,
+        slots={"attn": "joint"},
+        layout=layouts.text_then_packed,
+        cfg="split",
+        timestep_scale=1e-3,
+        row_fields=_FLUX_ROWS | _IDS,
+    ),
+    Family(
+        name="Chroma",
+        denoiser="ChromaTransformer2DModel",
+        blocks=_FLUX_BLOCKS,
+        slots={"attn": "joint"},
+        layout=layouts.text_then_packed,
+        cfg="split",
+        timestep_scale=1e-3,
+        row_fields=_FLUX_ROWS | {"attention_mask"},
+        shared_fields=_IDS,
+    ),
+    Family(
+        name="Ovis-Image",
+        denoiser="OvisImageTransformer2DModel",
+        blocks=_FLUX_BLOCKS,
+        slots={"attn": "joint"},
+        layout=layouts.text_then_packed,
+        cfg="split",
+        timestep_scale=1e-3,
+        row_fields=_FLUX_ROWS,
+        shared_fields=_IDS,
+    ),
+    Family(
+        name="LongCat-Image",
+        denoiser="LongCatImageTransformer2DModel",
+        blocks=_FLUX_BLOCKS,
+        slots={"attn": "joint"},
+        layout=layouts.text_then_packed,
+        cfg="split",
+        timestep_scale=1e-3,
+        row_fields=_FLUX_ROWS,
+        shared_fields=_IDS,
+    ),
+    Family(
+        name="Qwen-Image, Qwen-Image-Edit",
+        denoiser="QwenImageTransformer2DModel",
+        blocks=("transformer_blocks.#",),
+        slots={"attn": "joint"},
+        layout=layouts.text_then_shapes,
+        cfg="split",
+        timestep_scale=1e-3,
+        row_fields=_FLUX_ROWS | {"encoder_hidden_states_mask", "additional_t_cond"},
+    ),
+    Family(
+        name="CogView4",
+        denoiser="CogView4Transformer2DModel",
+        blocks=("transformer_blocks.#",),
+        slots={"attn1": "joint"},
+        layout=layouts.text_then_image,
+        cfg="split",
         row_fields=frozenset(
-            {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"}
+            {
+                "hidden_states",
+                "encoder_hidden_states",
+                "timestep",
+                "original_size",
+                "target_size",
+                "crop_coords",
+                "attention_mask",
+            }
         ),
-        shared_fields=frozenset({"img_ids", "txt_ids"}),
     ),
     Family(
         name="Wan 2.1, 2.2",
         denoiser="WanTransformer3DModel",
         blocks=("blocks.#",),
-        slots={"attn1": "self", "attn2": "cross"},
-        layout=_wan_layout,
+        slots=_TWO,
+        layout=layouts.video_and_text,
         cfg="split",
         block_returns=("hidden_states",),
         feed_forward=("ffn",),
         parts=_wan_parts,
+        row_fields=_WAN_ROWS,
+    ),
+    Family(
+        name="Wan VACE",
+        denoiser="WanVACETransformer3DModel",
+        blocks=("blocks.#", "vace_blocks.#"),
+        slots=_TWO,
+        layout=layouts.video_and_text,
+        cfg="split",
+        parts=_wan_parts,
+        row_fields=_WAN_ROWS | {"control_hidden_states"},
+        shared_fields=frozenset({"control_hidden_states_scale"}),
+    ),
+    Family(
+        name="SkyReels-V2",
+        denoiser="SkyReelsV2Transformer3DModel",
+        blocks=("blocks.#",),
+        slots=_TWO,
+        layout=layouts.video_and_text,
+        cfg="split",
+        parts=_wan_parts,
+        row_fields=_WAN_ROWS | {"fps"},
+    ),
+    Family(
+        name="ChronoEdit",
+        denoiser="ChronoEditTransformer3DModel",
+        blocks=("blocks.#",),
+        slots=_TWO,
+        layout=layouts.video_and_text,
+        cfg="split",
+        parts=_wan_parts,
+        row_fields=_WAN_ROWS,
+    ),
+    Family(
+        name="HunyuanVideo",
+        denoiser="HunyuanVideoTransformer3DModel",
+        blocks=_FLUX_BLOCKS,
+        slots={"attn": "joint"},
+        layout=layouts.video_then_text,
+        cfg="split",
+        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+    ),
+    Family(
+        name="LTX-Video",
+        denoiser="LTXVideoTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots=_TWO,
+        layout=layouts.packed_video_and_text,
+        cfg="batched",
         row_fields=frozenset(
-            {"hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep"}
+            {
+                "hidden_states",
+                "encoder_hidden_states",
+                "timestep",
+                "encoder_attention_mask",
+                "video_coords",
+            }
         ),
     ),
 )

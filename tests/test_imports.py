@@ -24,10 +24,10 @@ LEVELS = [
     ("calibrate",),
     ("render",),
     # What DESIGN.md calls attach.py: a module of that name would shadow the function.
-    ("session", "entry", "denoiser", "steps", "report"),
+    ("session", "entry", "denoiser", "phases", "bypass", "steps", "report"),
     ("guidance",),
     ("intercept",),
-    ("families",),
+    ("families", "layouts"),
     ("processors",),
     ("maps",),
     ("metrics",),
