@@ -108,7 +108,9 @@ class Denoiser:
     ) -> Any:
         """One denoiser call of the pipeline."""
         with self._lock:
-            self.interception.heal()
+            if self.interception.heal():
+                for entry in self.entries:
+                    entry.proven = False
             active = [entry for entry in self.entries if not entry.control.idle]
             if not active:
                 return forward(*args, **kwargs)
@@ -140,6 +142,15 @@ class Denoiser:
         due = [entry for entry in active if entry.control.when.holds(step, str(entry.control))]
         in_place = [entry for entry in due if entry.control.guidance_scale is None]
         guides = [entry for entry in due if entry.control.guidance_scale is not None]
+        if (
+            due
+            and torch.is_grad_enabled()
+            and getattr(self.model, "is_gradient_checkpointing", False)
+        ):
+            raise AttnControlError(
+                f"{due[0].control}: gradient checkpointing runs attention again in backward, when"
+                " the control is no longer in force; call model.disable_gradient_checkpointing()"
+            )
 
         output = self._forward(forward, args, kwargs, in_place, arguments, step, [self.plain])
         if not guides:
@@ -183,7 +194,8 @@ class Denoiser:
         """One extra forward with the entry's perturbation; its difference for the cond rows."""
         extra = slice_rows(self.family, spare, rows)
         sliced = extra is not None
-        extra = {n: dict(v) if isinstance(v, dict) else v for n, v in (extra or spare).items()}
+        extra = extra or spare
+        extra = {n: dict(v) if isinstance(v, dict) else v for n, v in extra.items()}
         with self._branch_context(f"perturbed:{entry.number}"):
             output = self._forward(
                 forward, (), extra, [*in_place, entry], extra, step, [self.guided, entry.watch]
@@ -193,7 +205,14 @@ class Denoiser:
             perturbed = perturbed[rows[0] : rows[1]]
         cond = sample[rows[0] : rows[1]]
         if not entry.moved:
-            if torch.equal(cond, perturbed):
+            same = torch.equal(cond, perturbed)
+            if not same and sliced and _within_rounding(cond, perturbed):
+                # Fewer rows round differently: compare with the same rows, unperturbed.
+                again = {n: dict(v) if isinstance(v, dict) else v for n, v in extra.items()}
+                with self._branch_context(f"perturbed:{entry.number}"):
+                    unperturbed = self._forward(forward, (), again, in_place, again, step, [])
+                same = torch.equal(sample_of(unperturbed), perturbed)
+            if same:
                 raise AttnControlError(
                     f"{entry.control}: its perturbation ran but the prediction did not change at"
                     f" step {step.index};"
@@ -282,6 +301,10 @@ class Denoiser:
         # cache_context does not nest: leaving ours has cleared the pipeline's.
         _set_cache_context(unwrap(self.model), CacheContext(outer, **options))
         _context.name, _context.options = outer, options
+
+
+def _within_rounding(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() <= 64 * torch.finfo(a.dtype).eps * a.abs().max())
 
 
 @torch.compiler.disable(recursive=False)  # skips this frame only, not what it calls

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
@@ -39,6 +39,8 @@ class Family:
         layout: (site, arguments, model) -> Layout of that site's main softmax.
         cfg: "batched" (rows [uncond, cond] in one call) or "split" (a call each, cond first).
         sample: the argument that holds the noisy latents; its first dimension is the batch.
+        sigmas: number of steps -> noise levels that its pipelines hand to the scheduler, where they
+            do not leave them to it.
         timestep_scale: what pipelines multiply the scheduler's timestep by.
         row_fields: arguments with a batch dimension, for perturbing the cond rows only; empty: full
             batch.
@@ -53,6 +55,7 @@ class Family:
     layout: Callable[[Site, Arguments, Any], Layout]
     cfg: str
     sample: str = "hidden_states"
+    sigmas: Callable[[int], Sequence[float]] | None = None
     timestep_scale: float = 1.0
     row_fields: frozenset[str] = frozenset()
     parts: Callable[[Site], tuple[str, ...]] = field(default=lambda site: ("main",))
@@ -168,6 +171,7 @@ FAMILIES: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=_flux_layout,
         cfg="split",
+        sigmas=lambda steps: [1 - n / steps for n in range(steps)],
         timestep_scale=1e-3,
     ),
     Family(

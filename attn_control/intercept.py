@@ -246,16 +246,22 @@ class Interception:
         with _lock:
             _users[id(processor)] = _users.get(id(processor), 0) + 1
 
-    def heal(self) -> None:
-        """Take in processors that replaced ours since the last call (adapters, user code)."""
+    def heal(self) -> bool:
+        """Take in processors that replaced ours since the last call (adapters, user code).
+
+        Returns whether there were any.
+        """
+        healed = False
         for port in self.ports:
             processor = port.site.module.processor
             if id(processor) not in self._held:
+                healed = True
                 self.notes.append(
                     f"{port.site.name}: its processor was replaced by {type(processor).__name__};"
                     " healed"
                 )
                 self._hold(port)
+        return healed
 
     def restore(self) -> None:
         """Give every processor its own class back, and every module its names."""
