@@ -222,6 +222,11 @@ class Interception:
                     f"attach: {port.site.name} runs a processor made by .processors();"
                     " put the model's own processors back first, and pass all controls to attach"
                 )
+            if port.site.module.__dict__.get("_attn_control_port") is not None:
+                raise AttnControlError(
+                    f"attach: {port.site.name} is attached already, as a part of another object (a"
+                    " compiled model and the model inside it); attach to the same object"
+                )
         for port in self.ports:
             port.site.module.__dict__["_attn_control_port"] = port
             self._hold(port)
@@ -276,7 +281,8 @@ class Interception:
         self._modules = []
         for port in self.ports:
             port.plan = None
-            port.site.module.__dict__.pop("_attn_control_port", None)
+            if port.site.module.__dict__.get("_attn_control_port") is port:
+                del port.site.module.__dict__["_attn_control_port"]
 
 
 _users: dict[
