@@ -18,6 +18,7 @@ class Entry:
     Attributes:
         number: its place among the controls in force on that denoiser.
         heads: selected heads by site.
+        proven: every selected site has been seen to act since the last change of processors.
         moved: its guidance has been seen to change a prediction.
         runs: ids of the runs that it saw begin; last: (index, total) of the last step it saw.
     """
@@ -25,7 +26,7 @@ class Entry:
     def __init__(self, control: Control, heads: dict[Site, tuple[int, ...]]) -> None:
         self.control, self.heads = control, heads
         self.number = -1
-        self.moved = False
+        self.proven = self.moved = False
         self.watch = Stopwatch()
         self.runs: list[int] = []
         self.last: tuple[int | None, int | None] | None = None
@@ -42,7 +43,7 @@ class Entry:
 
     def saw(self, step: Step, sites: list[Site], counts: Tensor) -> None:
         """Keep a forward's counts, int64 (sites,). The first time, every site must have acted."""
-        if not self._history:
+        if not self.proven:
             for site, count in zip(sites, counts.tolist(), strict=True):
                 if site in self.heads and not count:
                     processor = type(site.module.processor)
@@ -54,6 +55,7 @@ class Entry:
                         " of dispatch_attention_fn or F.scaled_dot_product_attention from its own"
                         " module"
                     )
+            self.proven = True
         self._history.append((step, sites, counts))
 
     @property

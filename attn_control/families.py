@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
@@ -38,6 +38,8 @@ class Family:
         layout: (site, arguments, model) -> Layout of that site's main softmax.
         cfg: "batched" (rows [uncond, cond] in one call) or "split" (a call each, cond first).
         sample: the argument that holds the noisy latents; its first dimension is the batch.
+        sigmas: number of steps -> noise levels that its pipelines hand to the scheduler, where they
+            do not leave them to it.
         timestep_scale: what pipelines multiply the scheduler's timestep by.
         row_fields: arguments with a batch dimension, for perturbing the cond rows only; empty: full
             batch.
@@ -59,6 +61,7 @@ class Family:
     block_returns: tuple[str, ...] = ()
     feed_forward: tuple[str, ...] = ("ff", "ff_context")
     sample: str = "hidden_states"
+    sigmas: Callable[[int], Sequence[float]] | None = None
     timestep_scale: float = 1.0
     row_fields: frozenset[str] = frozenset()
     shared_fields: frozenset[str] = frozenset()
@@ -147,6 +150,7 @@ FAMILIES: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=layouts.text_then_packed,
         cfg="split",
+        sigmas=lambda steps: [1 - n / steps for n in range(steps)],
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | _IDS,
     ),

@@ -222,6 +222,11 @@ class Interception:
                     f"attach: {port.site.name} runs a processor made by .processors();"
                     " put the model's own processors back first, and pass all controls to attach"
                 )
+            if port.site.module.__dict__.get("_attn_control_port") is not None:
+                raise AttnControlError(
+                    f"attach: {port.site.name} is attached already, as a part of another object (a"
+                    " compiled model and the model inside it); attach to the same object"
+                )
         for port in self.ports:
             port.site.module.__dict__["_attn_control_port"] = port
             self._hold(port)
@@ -246,16 +251,22 @@ class Interception:
         with _lock:
             _users[id(processor)] = _users.get(id(processor), 0) + 1
 
-    def heal(self) -> None:
-        """Take in processors that replaced ours since the last call (adapters, user code)."""
+    def heal(self) -> bool:
+        """Take in processors that replaced ours since the last call (adapters, user code).
+
+        Returns whether there were any.
+        """
+        healed = False
         for port in self.ports:
             processor = port.site.module.processor
             if id(processor) not in self._held:
+                healed = True
                 self.notes.append(
                     f"{port.site.name}: its processor was replaced by {type(processor).__name__};"
                     " healed"
                 )
                 self._hold(port)
+        return healed
 
     def restore(self) -> None:
         """Give every processor its own class back, and every module its names."""
@@ -270,7 +281,8 @@ class Interception:
         self._modules = []
         for port in self.ports:
             port.plan = None
-            port.site.module.__dict__.pop("_attn_control_port", None)
+            if port.site.module.__dict__.get("_attn_control_port") is port:
+                del port.site.module.__dict__["_attn_control_port"]
 
 
 _users: dict[

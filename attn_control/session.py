@@ -14,7 +14,7 @@ from attn_control.call import Site, Step
 from attn_control.denoiser import Denoiser
 from attn_control.entry import Entry, check_window
 from attn_control.errors import AttnControlError
-from attn_control.families import denoisers
+from attn_control.families import Family, denoisers
 from attn_control.processors.control import Control
 from attn_control.report import ControlRecord, Report, Stopwatch, usage
 
@@ -114,12 +114,15 @@ class Session:
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise AttnControlError(f"preview: steps must be a positive whole number, got {steps!r}")
-        values, sigmas = _schedule(getattr(self.pipe, "scheduler", None), steps)
+        values, sigmas = _schedule(
+            getattr(self.pipe, "scheduler", None), self._denoisers[0].family, steps
+        )
         rows = []
         for control in self.controls:
             due = [] if control.idle else check_window(control, control.when, values, sigmas, 0)
             rows.append((str(control), control.idle, due, control.guidance_scale is not None))
-        return Preview(len(values), rows)
+        guessed = sigmas is None and any(c.when.kind == "sigma" for c in self.controls)
+        return Preview(len(values), rows, exact=not guessed)
 
     def report(self) -> Report:
         """What each control touched, at which steps, at what cost. At any time."""
@@ -209,10 +212,15 @@ class Session:
 
 @dataclass(frozen=True)
 class Preview:
-    """Steps of a run to come. rows: (control, why idle, due steps, needs an extra forward)."""
+    """Steps of a run to come. rows: (control, why idle, due steps, needs an extra forward).
+
+    ``exact`` is False where a sigma window counts as the whole run, because the noise levels depend
+    on the picture's size.
+    """
 
     steps: int
     rows: list[tuple[str, str | None, list[int], bool]]
+    exact: bool = True
 
     @property
     def extra_forwards(self) -> int:
@@ -229,19 +237,22 @@ class Preview:
             )
             for name, idle, due, extra in self.rows
         ]
-        return "\n".join(
-            [*lines, f"extra forwards: {self.extra_forwards} beside {self.steps} steps"]
-        )
+        bound = "" if self.exact else "at most "
+        lines.append(f"extra forwards: {bound}{self.extra_forwards} beside {self.steps} steps")
+        return "\n".join(lines)
 
 
-def _schedule(scheduler: Any, steps: int) -> tuple[list[float], list[float] | None]:
+def _schedule(scheduler: Any, family: Family, steps: int) -> tuple[list[float], list[float] | None]:
     """Timesteps and sigmas of a run to come; positions alone if the scheduler cannot tell yet."""
     from attn_control.steps import noise_levels
 
     if scheduler is not None:
         trial = copy.deepcopy(scheduler)
         try:
-            trial.set_timesteps(steps)
+            if family.sigmas is None:
+                trial.set_timesteps(steps)
+            else:
+                trial.set_timesteps(sigmas=list(family.sigmas(steps)))
         except (
             Exception
         ):  # schedulers that need the picture's size (dynamic shift) cannot be asked beforehand
