@@ -141,12 +141,14 @@ def more_inputs(name: str, batch: int = 2) -> dict[str, Any]:
         "timestep": torch.full((batch,), 500),
     }
     return {
-        "flux2": lambda: packed
-        | {
-            "img_ids": _ids(4, 4, 4)[None].expand(batch, -1, -1),
-            "txt_ids": torch.zeros(batch, TEXT, 4),
-            "guidance": torch.ones(batch),
-        },
+        "flux2": lambda: (
+            packed
+            | {
+                "img_ids": _ids(4, 4, 4)[None].expand(batch, -1, -1),
+                "txt_ids": torch.zeros(batch, TEXT, 4),
+                "guidance": torch.ones(batch),
+            }
+        ),
         "chroma": lambda: packed,
         "ovis": lambda: packed,
         "longcat": lambda: packed,
