@@ -1,4 +1,4 @@
-"""Dense float64 attention maps, written from the papers' formulas: the oracle of every closed form."""
+"""Dense float64 attention maps, from the papers' formulas: the oracle of every closed form."""
 
 from __future__ import annotations
 

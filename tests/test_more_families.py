@@ -1,4 +1,4 @@
-"""Further families: idle bits, a perturbed head against an explicit map, and layouts proved by poking tokens."""
+"""Further families: idle bits, a perturbed head, and layouts proved by poking tokens."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _poked_text(call, index):
 
 
 def _poked_picture(call, token):
-    """Change one token of the picture or video: 4 x 4 packed or patches of 2, or 3 frames of 2 x 2."""
+    """Change one token: 4 x 4 packed, patches of 2, or 3 frames of 2 x 2."""
     x = call["hidden_states"].clone()
     if x.ndim == 3:
         x[:, token] += 1.0

@@ -1,4 +1,4 @@
-"""Guidance on whole models: every option against an explicit perturbed pass and an explicit combine."""
+"""Guidance on whole models: each option against an explicit perturbed pass and combine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NAG against the paper's form written by hand: a processor on cross-attention, a doubled batch on joint."""
+"""NAG against the paper by hand: a processor for cross-attention, a doubled batch for joint."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_cross_attention_equals_the_paper(numbers):
 
 
 def _doubled(model, call, negative, image, numbers, before=None):
-    """Rows [positive, negative]; at every softmax the picture's outputs are extrapolated, in both."""
+    """Rows [positive, negative]; at each softmax the picture is extrapolated, in both halves."""
     rows = call["encoder_hidden_states"].shape[0]
     twice = {
         n: torch.cat([v, v]) if v.shape[0] == rows and "ids" not in n else v
@@ -114,7 +114,7 @@ def test_joint_attention_equals_a_doubled_batch(family, image, numbers):
 
 
 def test_only_cond_rows_are_steered_in_a_pipeline():
-    """SD3 with batched CFG equals a run whose cond rows come from NAG and whose uncond rows do not."""
+    """SD3 with batched CFG: the cond rows come from NAG, the uncond rows do not."""
     pipe, call = tiny_pipelines.sd3()
     negative = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(9))
     with attach(pipe, NAG(negative=negative, scale=3.0)):

@@ -62,7 +62,7 @@ def _by_hand(model, family, what, u):
     names = list(inspect.signature(type(block).forward).parameters)[1:]
 
     def skip_block(original, args, kwargs):
-        given = dict(zip(names, args)) | kwargs
+        given = dict(zip(names, args, strict=False)) | kwargs
         x = [given[name] for name in returns]
         y = original(*args, **kwargs)
         y = y if isinstance(y, tuple) else (y,)
