@@ -225,7 +225,7 @@ class Denoiser:
         rows = run.arguments[self.family.sample].shape[0]
         run, kwargs = self._append(run)
         plans = self.phases.plans(run)
-        self.phases.apply(plans)
+        self.phases.apply(plans, step)
         device = run.arguments[self.family.sample].device
         for watch in watches:
             watch.start(device)

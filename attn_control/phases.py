@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from attn_control.bypass import Bypass, find_bypasses, skip_plan
-from attn_control.call import Layout, Site
+from attn_control.call import Layout, Site, Step
 from attn_control.entry import Entry
 from attn_control.families import Family
 from attn_control.intercept import Interception
-from attn_control.plan import PlanBuilder
+from attn_control.plan import Plan, PlanBuilder
 
 MAX_STRUCTURES = 8
 """Plan structures kept at once: older phases and shapes are compiled again when they return."""
@@ -77,12 +77,14 @@ class Phases:
         """Drop compiled plans."""
         self._plans.clear()
 
-    def apply(self, plans: dict[Any, Any]) -> None:
+    def apply(self, plans: dict[Any, Any], step: Step | None = None) -> None:
         """Put plans on their ports, counters at zero; all other ports pass through."""
         for port in (*self.interception.ports, *self._all_bypasses()):
             port.plan = plans.get(port)
             if port.plan is not None and port.fired is not None:
                 port.fired.zero_()
+            if step is not None and isinstance(port.plan, Plan):
+                port.plan.prepare(step)
 
     def plans(self, run: Pass) -> dict[Any, Any]:
         """The plans of a pass, by port."""

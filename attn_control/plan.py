@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attn_control.call import Call, Site
+from attn_control.call import Call, Site, Step
 
 Epilogue = Callable[[Tensor, Call], Tensor]
 """From an output (batch, heads, q_tokens, head_dim) and its Call to a new output."""
@@ -42,6 +42,13 @@ class Plan:
 
     parts: tuple[Part, ...]
     touch: Tensor
+
+    def prepare(self, step: Step) -> None:
+        """Before each forward, outside the graph: what changes with the step, changed in place."""
+        for part in self.parts:
+            prepare = getattr(part.epilogue, "prepare", None)
+            if prepare is not None:
+                prepare(step)
 
     def run(self, call: Call, fired: Tensor | None) -> Tensor:
         """Execute and count in ``fired``; returns (batch, heads, q_tokens, head_dim)."""

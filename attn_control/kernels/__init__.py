@@ -4,7 +4,8 @@ from attn_control.kernels.blur import Blur, gaussian
 from attn_control.kernels.epilogues import Blend, Gain, Gates, Region
 from attn_control.kernels.nag import Extrapolate
 from attn_control.kernels.paths import PATHS
-from attn_control.kernels.targets import TARGETS
+from attn_control.kernels.permute import Permute
+from attn_control.kernels.targets import TARGETS, Target
 
 __all__ = [
     "PATHS",
@@ -14,6 +15,8 @@ __all__ = [
     "Extrapolate",
     "Gain",
     "Gates",
+    "Permute",
     "Region",
+    "Target",
     "gaussian",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attn_control.call import Call
+from attn_control.call import Call, Step
 from attn_control.kernels.paths import PATHS
 from attn_control.kernels.targets import Block, Target, identity
 
@@ -105,6 +105,12 @@ class Blend:
     path: str = "linear"
     text: tuple[tuple[int, int], ...] = ()
     cap: float | None = None
+
+    def prepare(self, step: Step) -> None:
+        """Before each forward: targets that change with the step."""
+        prepare = getattr(self.target, "prepare", None)
+        if prepare is not None:
+            prepare(step)
 
     def __call__(self, out: Tensor, call: Call) -> Tensor:
         strengths = self.u() if isinstance(self.u, Gates) else self.u

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from attn_control.call import Layout, Site
 from attn_control.errors import AttnControlError
-from attn_control.kernels import PATHS, TARGETS, Blend, Gates, Region
+from attn_control.kernels import PATHS, TARGETS, Blend, Gates, Permute, Region, Target
 from attn_control.plan import Part, PlanBuilder
 from attn_control.processors.control import TOKENS, number, one_of, require_tokens, span_of
 from attn_control.processors.guide import Guide
 from attn_control.select import parse_heads
 
-OPS = tuple(TARGETS)
+OPS = (*TARGETS, "permute")
 _TEXT_OPS = ("ii_softmax", "ii_mass")
 
 
@@ -32,7 +32,7 @@ class SoftPAG(Guide):
     of a layer at ``u=1`` are PAG (arXiv 2403.17377).
 
     With ``u`` below 0 the heads are sharpened in place instead, ``O' = O + |u| (O - V)``: no extra
-    forward, ``scale`` is not used and may not be given.
+    forward, and no option of guidance may be given.
 
     Args:
         heads: selector of self- or joint-attention heads, e.g. ``"L7H3, L9H11-14"``.
@@ -42,11 +42,13 @@ class SoftPAG(Guide):
         scale: guidance scale ``w``; the papers use 3 for SD3. 0 asks for nothing.
         op: what attention is blended with. "identity"; "uniform" (every key alike); "mean_query"
             (SEG's limit, arXiv 2408.00760); "ii_softmax" (image-to-image scores cut, as in
-            diffusers' PAG for SD3); "ii_mass" (image-to-image mass moved onto the diagonal). The
-            last two are for image tokens of joint attention.
+            diffusers' PAG for SD3) and "ii_mass" (image-to-image mass moved onto the diagonal),
+            both for image tokens of joint attention; "permute" (shuffled values, anew at each
+            step: TPG by head, arXiv 2506.10036).
         tokens: whose queries are perturbed: "all" (as in the paper), "image" (or "video"), "text"
             or "reference".
         path: from attention to identity: "linear", "slerp" (the Fisher-Rao geodesic) or "chord".
+        seed: of the shuffles of op "permute".
         cap: for u < 0, the largest norm of a head's new output relative to the old, per token.
 
     Raises:
@@ -58,6 +60,7 @@ class SoftPAG(Guide):
     op: str = "identity"
     tokens: str = "all"
     path: str = field(default="linear", kw_only=True)
+    seed: int = field(default=0, kw_only=True)
     cap: float = field(default=2.5, kw_only=True)
     gates: Tensor | None = field(default=None, kw_only=True, repr=False, compare=False)
 
@@ -102,6 +105,7 @@ class SoftPAG(Guide):
         one_of(owner, "op", self.op, OPS)
         one_of(owner, "tokens", self.tokens, TOKENS)
         one_of(owner, "path", self.path, tuple(PATHS))
+        self._check_company(owner)
         if self.path != "linear" and (self.op != "identity" or self.in_place):
             raise AttnControlError(
                 f"{owner}: path {self.path!r} leads to the identity; expected op='identity', u >= 0"
@@ -110,6 +114,25 @@ class SoftPAG(Guide):
             raise AttnControlError(
                 f"{owner}: op {self.op!r} needs tokens='image', got {self.tokens!r}"
             )
+
+    def _check_company(self, owner: str) -> None:
+        """Refuse options that would be accepted and ignored."""
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise AttnControlError(
+                f"{owner}: seed must be a whole number from 0, got {self.seed!r}"
+            )
+        if self.seed and self.op != "permute":
+            raise AttnControlError(f"{owner}: seed is for op='permute', got op={self.op!r}")
+        foreign = ("scale", "parallel", "limit", "rescale") if self.in_place else ("cap",)
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in foreign:
+            if getattr(self, name) != defaults[name]:
+                side = (
+                    "u below 0, which acts in place" if self.in_place else "u from 0, which guides"
+                )
+                raise AttnControlError(
+                    f"{owner}: {name}={getattr(self, name)!r} has no meaning with {side}"
+                )
 
     def _strengths(self) -> dict[str, float]:
         return dict(self.u) if isinstance(self.u, Mapping) else {"": self.u}
@@ -164,15 +187,24 @@ class SoftPAG(Guide):
     ) -> None:
         region = Region(rows, heads, span_of(self.tokens, layout))
         text = layout.span("text") if layout is not None else ()
+        target: Target = TARGETS.get(self.op) or self._shuffle(builder, region, layout)
         blend = Blend(
             region,
             self._u(builder, heads),
-            TARGETS[self.op],
+            target,
             self.path,
             text,
             self.cap if self.in_place else None,
         )
         builder.add(Part(number, blend))
+
+    def _shuffle(self, builder: PlanBuilder, region: Region, layout: Layout | None) -> Permute:
+        (start, stop), *others = region.spans
+        if layout is None or others:
+            raise AttnControlError(f"{self}: op 'permute' needs one known run of tokens")
+        length = (layout.q_len if stop is None else stop) - start
+        order = torch.arange(length, device=builder.device)
+        return Permute(order, self.seed, builder.site.layer)
 
     def _u(self, builder: PlanBuilder, heads: tuple[int, ...]) -> Tensor | Gates:
         """Strengths of the heads of one site."""

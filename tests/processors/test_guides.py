@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tiny
+import tiny_pipelines
 import torch
 from guides_shared import combine, run
 from tiny_oracle import Softmax, attention, close, dense, forwards
@@ -159,6 +160,11 @@ BAD = [
     (lambda: SoftPAG("L1", limit=-1.0), "limit"),
     (lambda: SoftPAG("L1", rescale=1.1), "rescale"),
     (lambda: SoftPAG("L1", u=-1.0, cap=0.0), "cap"),
+    (lambda: SoftPAG("L1", u=-1.0, scale=2.0), "scale=2.0 has no meaning"),
+    (lambda: SoftPAG("L1", u=-1.0, limit=2.0), "limit=2.0 has no meaning"),
+    (lambda: SoftPAG("L1", u=0.5, cap=2.0), "cap=2.0 has no meaning"),
+    (lambda: SoftPAG("L1", seed=3), "seed is for op='permute'"),
+    (lambda: SoftPAG("L1", op="permute", seed=-1), "whole number"),
     (lambda: SoftPAG.from_gates(torch.zeros(4)), "from_gates"),
     (lambda: SoftPAG.from_gates(torch.zeros(3, 4), u=1.0), "given by the gates"),
     (lambda: SEG("L1", sigma=0.0), "sigma"),
@@ -186,3 +192,39 @@ def test_text_ops_need_text():
     with pytest.raises(AttnControlError, match="no text"):
         with attach(model, SoftPAG("L1", op="ii_mass", tokens="image")):
             run(model, call)
+
+
+def test_permuted_values_equal_a_shuffled_map_and_repeat_with_their_seed():
+    """A P V with the order that the seed, the layer and the step give."""
+    model, call = tiny.sd3(), tiny.inputs("sd3")
+    cond = run(model, call)
+    results = []
+    for seed in (0, 0, 7):
+        with attach(model, SoftPAG("L1H1", op="permute", tokens="image", seed=seed, scale=2.0)):
+            results.append(run(model, call))
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    generator = torch.Generator().manual_seed(1_000_003)  # seed 0, layer 1, step 0
+    order = torch.cat([torch.randperm(16, generator=generator), torch.arange(16, 21)])
+
+    def shuffled(a, v):
+        out = a @ v
+        out[:, 1, :16] = (a[:, 1] @ v[:, 1, order])[:, :16]
+        return out
+
+    perturbed = _perturbed(model, call, JOINT, shuffled)
+    close(results[0], combine(cond, perturbed, 2.0))
+
+
+def test_each_step_shuffles_anew_and_a_run_repeats():
+    pipe, call = tiny_pipelines.sd3()
+    seen = []
+    with attach(pipe, SoftPAG("L1H1", op="permute", tokens="image")):
+        port = pipe.transformer.transformer_blocks[1].attn._attn_control_port
+        pipe.transformer.transformer_blocks[1].register_forward_hook(
+            lambda *_: seen.append(port.plan and port.plan.parts[0].epilogue.target.order.tolist())
+        )
+        first = tiny_pipelines.render(pipe, call)
+        second = tiny_pipelines.render(pipe, call)
+    orders = [tuple(order) for order in seen if order]
+    assert len(orders) == 8 and len(set(orders)) == 4 and orders[:4] == orders[4:]
+    assert torch.equal(first, second)
