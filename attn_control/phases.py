@@ -99,7 +99,8 @@ class Phases:
         if key not in self._plans:
             if len(self._plans) == MAX_STRUCTURES:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = self._build(run, sample)
+            with torch.inference_mode(False):  # plans outlive the mode they are made in
+                self._plans[key] = self._build(run, sample)
         return self._plans[key]
 
     def _all_bypasses(self) -> list[Bypass]:

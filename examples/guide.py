@@ -1,4 +1,4 @@
-"""Guide any pipeline by chosen attention heads: python examples/guide.py --model black-forest-labs/FLUX.1-dev
+"""Guide a pipeline by chosen heads: python examples/guide.py --model black-forest-labs/FLUX.1-dev
 
 With --model zoo it runs on the model inside the package, without a download.
 """
@@ -12,7 +12,7 @@ from attn_control import attach, zoo
 from attn_control.processors import SoftPAG
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--model", default="black-forest-labs/FLUX.1-dev", help="hub id, folder, or zoo")
+parser.add_argument("--model", default="black-forest-labs/FLUX.1-dev", help="hub id or zoo")
 parser.add_argument("--prompt", default="a red circle left of a blue square on a white background")
 parser.add_argument("--heads", default="L2", help="for example L38H18, L43H17 on FLUX")
 parser.add_argument("--u", type=float, default=0.5)

@@ -228,3 +228,13 @@ def test_each_step_shuffles_anew_and_a_run_repeats():
     orders = [tuple(order) for order in seen if order]
     assert len(orders) == 8 and len(set(orders)) == 4 and orders[:4] == orders[4:]
     assert torch.equal(first, second)
+
+
+def test_a_session_outlives_inference_mode():
+    """Plans and counters made in one grad mode serve all others."""
+    model, call = tiny.sd3(), tiny.inputs("sd3")
+    with attach(model, SoftPAG("L1H1"), SEG("L0", sigma=1.0)):
+        with torch.inference_mode():
+            first = model(**call, return_dict=False)[0]
+        assert torch.equal(first, run(model, call))
+        model(**call, return_dict=False)[0].sum().backward()
