@@ -54,7 +54,7 @@ class Denoiser:
         self.entries: list[Entry] = []
         self.step: Step | None = None
         self.plain, self.guided = Stopwatch(), Stopwatch()
-        self._plans: dict[Any, dict[Port, Plan]] = {}
+        self._plans: dict[Any, tuple[dict[Port, Plan], Any]] = {}
         # By run: the difference of a split cond call, for the uncond call of the same step.
         self._kept: dict[int, tuple[int, Tensor]] = {}
         self._lock = threading.RLock()
@@ -256,12 +256,16 @@ class Denoiser:
         """The plans of one phase and shape; compiled once, then looked up."""
         sample: Tensor = arguments[self.family.sample]
         shapes = tuple((n, tuple(v.shape)) for n, v in arguments.items() if isinstance(v, Tensor))
-        key = (tuple(entry.number for entry in acting), shapes, sample.device, sample.dtype)
+        # FLUX tells image from reference by the values of its position ids. Their identity stands
+        # for the values: kept beside the plans, it cannot be given to another tensor.
+        ids = arguments.get("img_ids")
+        numbers = tuple(entry.number for entry in acting)
+        key = (numbers, shapes, sample.device, sample.dtype, id(ids))
         if key not in self._plans:
             if len(self._plans) == MAX_STRUCTURES:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = self._build(acting, arguments, sample.device)
-        return self._plans[key]
+            self._plans[key] = self._build(acting, arguments, sample.device), ids
+        return self._plans[key][0]
 
     def _build(
         self, acting: list[Entry], arguments: dict[str, Any], device: torch.device
