@@ -92,7 +92,7 @@ def _losses(
 
 
 def optimizers(trainee: Trainee, s: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks' attention and feed-forward, AdamW for everything else."""
+    """Muon for the matrices of the blocks' attention and feed-forward, AdamW for the rest."""
     blocks = trainee.denoiser.transformer_blocks.named_parameters()
     inner = [p for name, p in blocks if s.muon and p.ndim == 2 and "norm" not in name]
     taken = {id(p) for p in inner}
