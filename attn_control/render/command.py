@@ -97,7 +97,7 @@ def write_sheets(prepared: Prepared, outcome: Outcome, out: Path) -> list[Path]:
     variants = [variant.name for variant in prepared.variants]
     notes = {}
     for each in summarise(outcome.rows, variants, []):
-        right = f"{percent(each.right)} right, " if each.right else ""
+        right = percent(each.right).replace(" %", " % right") + ", " if each.right else ""
         notes[each.name] = f"{right}{each.seconds:.2f} s each"
     seeds = ", ".join(map(str, prepared.job.seeds[:8])) + (
         ", ..." if len(prepared.job.seeds) > 8 else ""
