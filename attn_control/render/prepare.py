@@ -80,12 +80,12 @@ def prepare(job: Job, source: YamlFile, out: Path) -> Prepared:
         raise source.error(("model",), str(error)) from None
     pipe = load_model(choice)
     check_pipeline(pipe)
-    check_samplers(pipe, job, source)
-    defaults = _defaults(choice)
-    plans = []
-    for name, variant in job.variants.items():
-        kwargs = {**defaults, **job.sampler.kwargs(), **variant.sampler.kwargs()}
-        plans.append(_plan_variant(pipe, name, controls[name], kwargs, source))
+    shared = {**_defaults(choice), **job.sampler.kwargs()}
+    merged = {name: {**shared, **each.sampler.kwargs()} for name, each in job.variants.items()}
+    check_samplers(pipe, job, source, merged)
+    plans = [
+        _plan_variant(pipe, name, controls[name], kwargs, source) for name, kwargs in merged.items()
+    ]
     weights = fingerprint(choice)
     tasks = tuple(
         _task(plan, prompt, seed, weights, choice)
