@@ -14,6 +14,15 @@ from tiny_oracle import fingerprint
 from attn_control import AttnControlError, attach
 from attn_control.processors import HeadGate, SoftPAG
 
+
+@pytest.fixture(autouse=True)
+def no_leftovers():
+    """Names are put back when the last processor is collected: not in the middle of a test."""
+    gc.collect()
+    yield
+    gc.collect()
+
+
 TABLE = [  # control, what it lacks as a bare processor
     (HeadGate("L0H0"), ""),
     (HeadGate("L0H0", gain=2.0), ""),
