@@ -115,14 +115,15 @@ def test_they_are_refused_inside_a_session():
 @torch.no_grad()
 def test_set_during_a_session_they_are_refused_at_the_next_call():
     model, call = tiny.sd3(), tiny.inputs("sd3")
+    before = fingerprint(model)
     made = HeadGate("L1H0").processors(model)
     originals = dict(model.attn_processors)
-    before = fingerprint(model)
     with pytest.raises(AttnControlError, match="made by .processors()"):
         with attach(model, HeadGate("L0")):
             model.set_attn_processor(made)
             model(**call)
     model.set_attn_processor(originals)
+    gc.collect()
     assert fingerprint(model) == before
 
 
