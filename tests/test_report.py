@@ -13,6 +13,8 @@ import torch
 from attn_control import AttnControlError, attach
 from attn_control.processors import HeadGate, SoftPAG
 
+pytestmark = pytest.mark.filterwarnings("ignore:::diffusers", "ignore:::numpy")
+
 
 def test_numbers_of_a_known_run():
     pipe, call = tiny_pipelines.sd3()
