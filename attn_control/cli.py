@@ -137,7 +137,7 @@ def _guarded(work: Callable[[Any, Any], Any]) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        print("interrupted before the first picture", file=sys.stderr)
+        print("interrupted; what is finished is kept", file=sys.stderr)
         raise typer.Exit(130) from None
     finally:
         if before is not None:

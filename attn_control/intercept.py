@@ -204,6 +204,15 @@ def _is_watched(processor: Any) -> bool:
     return "_attn_control_class" in type(processor).__dict__
 
 
+def _refuse_made(port: Port) -> None:
+    processor = port.site.module.processor
+    if _is_watched(processor) and processor._attn_control_port is not None:
+        raise AttnControlError(
+            f"attach: {port.site.name} runs a processor made by .processors(); put the model's own"
+            " processors back first, and pass all controls to attach"
+        )
+
+
 class Interception:
     """Ports on every site of one model, from ``install`` to ``restore``."""
 
@@ -216,12 +225,7 @@ class Interception:
 
     def install(self) -> None:
         for port in self.ports:
-            processor = port.site.module.processor
-            if _is_watched(processor) and processor._attn_control_port is not None:
-                raise AttnControlError(
-                    f"attach: {port.site.name} runs a processor made by .processors();"
-                    " put the model's own processors back first, and pass all controls to attach"
-                )
+            _refuse_made(port)
             if port.site.module.__dict__.get("_attn_control_port") is not None:
                 raise AttnControlError(
                     f"attach: {port.site.name} is attached already, as a part of another object (a"
@@ -235,6 +239,7 @@ class Interception:
         processor = port.site.module.processor
         if id(processor) in self._held:
             return
+        _refuse_made(port)
         if not _is_watched(processor):
             cls: Any = type(processor)
             self._modules += _patch(cls)

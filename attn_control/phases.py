@@ -49,7 +49,7 @@ class Phases:
         self.model, self.family, self.interception = model, family, interception
         self.entries: list[Entry] = []
         self._bypasses: dict[tuple[Site, str], list[Bypass]] = {}
-        self._plans: dict[Any, dict[Any, Any]] = {}
+        self._plans: dict[Any, tuple[dict[Any, Any], Any]] = {}
 
     def set_entries(self, entries: list[Entry]) -> None:
         """The controls in force changed: forget what was compiled, swap the modules to be
@@ -91,17 +91,19 @@ class Phases:
         if not run.acting:
             return {}
         sample: Tensor = run.arguments[self.family.sample]
-        tensors = ((n, v) for n, v in run.arguments.items() if isinstance(v, Tensor))
-        shapes = tuple((name, tuple(value.shape)) for name, value in tensors)
+        shapes = tuple((name, _signature(value)) for name, value in run.arguments.items())
+        # Some models tell image from reference by the values of position ids. Their identity stands
+        # for the values: kept beside the plans, it cannot be given to another tensor.
+        ids = run.arguments.get("img_ids")
         numbers = tuple(entry.number for entry in run.acting)
         rows = (run.cond, run.perturbed, run.appended)
-        key = (numbers, rows, shapes, sample.device, sample.dtype)
+        key = (numbers, rows, shapes, sample.device, sample.dtype, id(ids))
         if key not in self._plans:
             if len(self._plans) == MAX_STRUCTURES:
                 self._plans.pop(next(iter(self._plans)))
             with torch.inference_mode(False):  # plans outlive the mode they are made in
-                self._plans[key] = self._build(run, sample)
-        return self._plans[key]
+                self._plans[key] = self._build(run, sample), ids
+        return self._plans[key][0]
 
     def _all_bypasses(self) -> list[Bypass]:
         return [bypass for found in self._bypasses.values() for bypass in found]
@@ -140,3 +142,10 @@ class Phases:
                         entry.control, entry.number, len(self.entries), device
                     )
         return plans
+
+
+def _signature(value: Any) -> Any:
+    """What of an argument decides the layout: shapes of tensors, sizes given as plain numbers."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    return repr(value) if isinstance(value, (int, list, tuple)) else None

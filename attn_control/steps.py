@@ -47,7 +47,8 @@ def calling_pipeline(model: nn.Module) -> Any:
         code = frame.f_code
         if code.co_argcount and code.co_varnames[0] == "self":
             owner = frame.f_locals.get("self")
-            if not isinstance(owner, nn.Module) and hasattr(owner, "scheduler"):
+            # What diffusers' pipelines have and a user's own classes do not.
+            if hasattr(type(owner), "components") and hasattr(owner, "scheduler"):
                 parts = (getattr(owner, name, None) for name in COMPONENTS)
                 if any(part is not None and unwrap(part) is model for part in parts):
                     return owner

@@ -107,7 +107,7 @@ def test_interrupted_before_the_first_picture(world, monkeypatch):
 
     monkeypatch.setattr(zoo, "load", interrupt)
     found = run("render", "job.yaml", "--out", "out")
-    assert found.exit_code == 130 and "before the first picture" in found.stderr
+    assert found.exit_code == 130 and "interrupted" in found.stderr
 
 
 def test_unknown_options_and_commands_are_refused():

@@ -10,8 +10,7 @@ import tiny_odd_processors
 import tiny_pipelines
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from test_restore import fingerprint
-from tiny_oracle import forwards
+from tiny_oracle import fingerprint, forwards
 
 from attn_control import AttnControlError, attach
 from attn_control.processors import HeadGate, SoftPAG
@@ -101,12 +100,16 @@ def test_a_users_processor_is_controlled_like_any_other(odd):
     assert not torch.equal(plain, silenced)
 
 
-def test_a_processor_whose_class_cannot_be_swapped_is_refused_at_attach():
+@pytest.mark.parametrize(
+    ("processor", "name"),
+    [(lambda attn, hidden, **_: hidden, "function"), (tiny_odd_processors.Slotted(), "Slotted")],
+)
+def test_a_processor_whose_class_cannot_be_swapped_is_refused_at_attach(processor, name):
     model = tiny.unet()
     site = model.mid_block.attentions[0].transformer_blocks[0].attn1
-    site.processor = lambda attn, hidden_states, **kwargs: hidden_states
+    site.processor = processor
     before = fingerprint(model)
-    with pytest.raises(AttnControlError, match="function of mid_block.* cannot be watched"):
+    with pytest.raises(AttnControlError, match=f"{name} of mid_block.* cannot be watched"):
         attach(model, HeadGate("L0"))
     assert fingerprint(model) == before
 

@@ -11,36 +11,12 @@ import tiny
 import tiny_pipelines
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from tiny_oracle import forwards
+from tiny_oracle import fingerprint, forwards
 
 from attn_control import AttnControlError, attach
 from attn_control.processors import HeadGate, SoftPAG
 
 ACTIVE = SoftPAG("L1H0", u=0.5)
-
-
-def fingerprint(*models: torch.nn.Module) -> list:
-    """Identities of everything that attaching may touch: processors, their classes, the names in
-    diffusers' modules, model classes, attributes and hooks.
-    """
-    names = [
-        (name, attribute, id(vars(module).get(attribute)))
-        for name, module in sorted(sys.modules.items())
-        if name.startswith(("diffusers.models", "test_", "tiny", "torch.nn.functional"))
-        for attribute in ("dispatch_attention_fn", "F", "scaled_dot_product_attention")
-        if attribute in vars(module)
-    ]
-    assert len(names) > 20
-    found: list = [names]
-    for model in models:
-        for name, module in model.named_modules():
-            found.append((name, id(type(module)), sorted(vars(module))))
-            found.append((len(module._forward_hooks), len(module._forward_pre_hooks)))
-            processor = getattr(module, "processor", None)
-            found.append((id(processor), id(type(processor))))
-            if processor is not None:
-                found.append(sorted(vars(processor)))
-    return found
 
 
 @pytest.mark.parametrize("family", tiny.MODELS)

@@ -45,15 +45,16 @@ def batched(
     changes: dict[str, Change],
     scale: float,
     due: Due = always,
-    generator: torch.Generator | None = None,
+    gates: dict[str, Change] | None = None,
 ) -> Tensor:
-    """SD 1.5, SDXL and SD3: one forward of [uncond, cond], one of the perturbed cond row."""
+    """SD 1.5, SDXL and SD3: one forward of [uncond, cond], one of the perturbed cond row; with
+    ``gates``, changes of the main forward at the due steps.
+    """
     scheduler.set_timesteps(call["num_inference_steps"])
     latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
     cfg = call["guidance_scale"] > 1
     unet = hasattr(model, "conv_in")
     pooled = "pooled_prompt_embeds" in call
-    step_options = {"generator": generator} if generator is not None else {}
 
     def arguments(rows: Tensor, t: Tensor, branches: tuple[str, ...]) -> dict[str, Any]:
         prompts = torch.cat([call[f"{b}prompt_embeds"] for b in branches])
@@ -80,14 +81,15 @@ def batched(
         rows = torch.cat([latents] * 2) if cfg else latents
         if hasattr(scheduler, "scale_model_input"):
             rows = scheduler.scale_model_input(rows, t)
-        prediction = model(**arguments(rows, t, ("negative_", "") if cfg else ("",)))[0]
+        with attention(model, gates if gates and due(number, steps) else {}):
+            prediction = model(**arguments(rows, t, ("negative_", "") if cfg else ("",)))[0]
         cond = prediction[-1:]
         if cfg:
             prediction = prediction[:1] + call["guidance_scale"] * (cond - prediction[:1])
-        if due(number, steps):
+        if changes and due(number, steps):
             perturbed = _perturbed(model, changes, **arguments(rows[-1:], t, ("",)))
             prediction = prediction + scale * (cond - perturbed)
-        latents = scheduler.step(prediction, t, latents, **step_options)[0]
+        latents = scheduler.step(prediction, t, latents)[0]
     return latents
 
 

@@ -7,6 +7,7 @@ The oracle finds out who asks for a softmax with module hooks and answers throug
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,34 @@ def expose_heads(model: nn.Module) -> nn.Module:
             if getattr(module, "to_add_out", None) is not None:
                 module.to_add_out = nn.Identity()
     return model
+
+
+TOUCHED = (  # modules in which attaching replaces a name
+    "diffusers.models.attention_processor",
+    "diffusers.models.attention_dispatch",
+    "diffusers.models.transformers.transformer_flux",
+    "diffusers.models.transformers.transformer_wan",
+    "tiny_odd_processors",
+    "torch.nn.functional",
+)
+
+
+def fingerprint(*models: nn.Module) -> list:
+    """Identities of everything that attaching may touch: names in modules, classes, attributes and
+    hooks of models, processors and their classes.
+    """
+    found: list = []
+    for module in map(importlib.import_module, TOUCHED):
+        for name in ("dispatch_attention_fn", "F", "scaled_dot_product_attention"):
+            found.append((module.__name__, name, id(vars(module).get(name))))
+    for model in models:
+        for name, module in model.named_modules():
+            found.append((name, id(type(module)), sorted(vars(module))))
+            found.append((len(module._forward_hooks), len(module._forward_pre_hooks)))
+            processor = getattr(module, "processor", None)
+            found.append((id(processor), id(type(processor))))
+            found.append(sorted(getattr(processor, "__dict__", ())))
+    return found
 
 
 @contextlib.contextmanager

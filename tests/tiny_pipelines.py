@@ -80,9 +80,14 @@ def flux(model: Any = None, true_cfg: bool = False) -> tuple[Any, dict[str, Any]
 
 def wan(model: Any = None, second: Any = None, scheduler: Any = None) -> tuple[Any, dict[str, Any]]:
     vae = diffusers.AutoencoderKLWan(
-        base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
-    )  # fmt: skip
+        base_dim=3,
+        z_dim=4,
+        dim_mult=[1] * 4,
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
     pipe = diffusers.WanPipeline(
         transformer=model or tiny.wan(),
         transformer_2=second,

@@ -59,7 +59,7 @@ def render(
     job = _replaced(job, model, device)
     if log is not None:
         log.print(f"loading {job.model.name} ...", style="dim")
-    prepared = prepare(job, source, out)
+    prepared = prepare(job, source, out, given=model is not None or device is not None)
     if dry_run:
         if console is not None:
             print_plan(prepared, out, console)
@@ -97,7 +97,7 @@ def write_sheets(prepared: Prepared, outcome: Outcome, out: Path) -> list[Path]:
     variants = [variant.name for variant in prepared.variants]
     notes = {}
     for each in summarise(outcome.rows, variants, []):
-        right = f"{percent(each.right)} right, " if each.right else ""
+        right = percent(each.right).replace(" %", " % right") + ", " if each.right else ""
         notes[each.name] = f"{right}{each.seconds:.2f} s each"
     seeds = ", ".join(map(str, prepared.job.seeds[:8])) + (
         ", ..." if len(prepared.job.seeds) > 8 else ""
@@ -194,6 +194,9 @@ def print_plan(prepared: Prepared, out: Path, console: Any) -> None:
         f"prompts x {len(prepared.job.seeds)} seeds, about {prepared.row_forwards} row-forwards"
     )
     say(f"they would go to {out}" + (f", where {there} of them are" if there else ""))
+    for each in variants:
+        if not each.exact:
+            say(f"{each.name}: its window of sigma can be checked at the first call only")
     say("every check passed; nothing was rendered or written")
 
 

@@ -23,7 +23,11 @@ _SPARE = 50_000_000  # bytes that stay free on the disk
 
 @dataclass(frozen=True)
 class VariantPlan:
-    """One variant, ready to run."""
+    """One variant, ready to run.
+
+    `rows` go through the denoiser together, `forwards` times a picture. Not `exact`: a window of
+    sigma depends on the picture's size and is checked at the first call only.
+    """
 
     name: str
     controls: tuple[Any, ...]
@@ -32,6 +36,7 @@ class VariantPlan:
     steps: int
     rows: int
     forwards: int
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,8 +69,14 @@ class Prepared:
         return sum(each[task.variant] for task in self.tasks)
 
 
-def prepare(job: Job, source: YamlFile, out: Path) -> Prepared:
+def prepare(job: Job, source: YamlFile, out: Path, *, given: bool = False) -> Prepared:
     """Check the job against this machine and the real model; nothing is rendered or written.
+
+    Args:
+        job: what to do.
+        source: where each of its keys stands, for the errors.
+        out: where it would go.
+        given: the model or its device come from the command line and stand in no file.
 
     Raises:
         AttnControlError: anything that would go wrong later, with its place in the file.
@@ -76,16 +87,16 @@ def prepare(job: Job, source: YamlFile, out: Path) -> Prepared:
     controls = {name: _controls(name, each, source) for name, each in job.variants.items()}
     try:
         choice = choose_model(job.model, base)
+        pipe = load_model(choice)
     except AttnControlError as error:
-        raise source.error(("model",), str(error)) from None
-    pipe = load_model(choice)
+        raise error if given else source.error(("model",), str(error)) from error
     check_pipeline(pipe)
-    check_samplers(pipe, job, source)
-    defaults = _defaults(choice)
-    plans = []
-    for name, variant in job.variants.items():
-        kwargs = {**defaults, **job.sampler.kwargs(), **variant.sampler.kwargs()}
-        plans.append(_plan_variant(pipe, name, controls[name], kwargs, source))
+    shared = {**_defaults(choice), **job.sampler.kwargs()}
+    merged = {name: {**shared, **each.sampler.kwargs()} for name, each in job.variants.items()}
+    check_samplers(pipe, job, source, merged)
+    plans = [
+        _plan_variant(pipe, name, controls[name], kwargs, source) for name, kwargs in merged.items()
+    ]
     weights = fingerprint(choice)
     tasks = tuple(
         _task(plan, prompt, seed, weights, choice)
@@ -219,7 +230,9 @@ def _culprit(name: str, options: dict[str, Any], problem: str) -> str | None:
 def _plan_variant(
     pipe: Any, name: str, controls: tuple[Any, ...], kwargs: dict[str, Any], source: YamlFile
 ) -> VariantPlan:
-    steps = int(kwargs.get("num_inference_steps") or default_of(pipe, "num_inference_steps", 50))
+    own = kwargs.get("sigmas") or kwargs.get("timesteps")
+    steps = kwargs.get("num_inference_steps") or default_of(pipe, "num_inference_steps", 50)
+    steps = len(own) if isinstance(own, list) else int(steps)
     path = ("variants", name, "controls")
     try:
         preview = _match(pipe, controls, steps)
@@ -234,7 +247,8 @@ def _plan_variant(
     rows = 2 if uses_cfg(pipe, kwargs) else 1
     described = tuple(describe(control) for control in controls)
     forwards = preview.steps + preview.extra_forwards
-    return VariantPlan(name, controls, described, kwargs, steps, rows, forwards)
+    exact = getattr(preview, "exact", True)
+    return VariantPlan(name, controls, described, kwargs, steps, rows, forwards, exact)
 
 
 def _match(pipe: Any, controls: tuple[Any, ...], steps: int) -> Any:

@@ -69,19 +69,23 @@ def check_sampler(pipe: Any, sampler: Sampler, source: YamlFile, path: KeyPath) 
             raise source.error(
                 (*path, key), f"{given[key]} is not a multiple of {multiple}, as this model needs"
             )
-    if given.get("negative_prompt") and not uses_cfg(pipe, given):
-        switch = "true_cfg_scale" if "true_cfg_scale" in parameters else "guidance_scale"
-        raise source.error(
-            (*path, "negative_prompt"),
-            f"would be ignored without CFG; set {switch} above 1 beside it",
-        )
 
 
-def check_samplers(pipe: Any, job: Job, source: YamlFile) -> None:
-    """The job's sampler and that of every variant."""
+def check_samplers(
+    pipe: Any, job: Job, source: YamlFile, merged: dict[str, dict[str, Any]]
+) -> None:
+    """The job's sampler and that of every variant; `merged` is what each variant will run with."""
     check_sampler(pipe, job.sampler, source, ("sampler",))
+    with_cfg = {name for name, kwargs in merged.items() if uses_cfg(pipe, kwargs)}
+    switch = "true_cfg_scale" if "true_cfg_scale" in call_parameters(pipe) else "guidance_scale"
+    ignored = f"would be ignored without CFG; set {switch} above 1"
     for name, variant in job.variants.items():
-        check_sampler(pipe, variant.sampler, source, ("variants", name, "sampler"))
+        path = ("variants", name, "sampler")
+        check_sampler(pipe, variant.sampler, source, path)
+        if variant.sampler.kwargs().get("negative_prompt") and name not in with_cfg:
+            raise source.error((*path, "negative_prompt"), ignored)
+    if job.sampler.kwargs().get("negative_prompt") and not with_cfg:
+        raise source.error(("sampler", "negative_prompt"), f"{ignored} in some variant")
 
 
 def default_of(pipe: Any, key: str, fallback: Any = None) -> Any:

@@ -6,7 +6,7 @@ witnesses. Differences are paired: same prompt, same seed, same first noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -143,6 +143,7 @@ def table(summaries: Sequence[VariantSummary], compare: Sequence[str]) -> Any:
     from rich.table import Table
 
     scored = any(each.right for each in summaries)
+    compare = [name for name in compare if any(each.against.get(name) for each in summaries)]
     counts = len({each.pictures for each in summaries}) > 1
     peaks = any(each.peak_is_own for each in summaries)
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
@@ -176,9 +177,13 @@ def footnote(rows: Sequence[Row]) -> str:
         return "These prompts have no scorer: look at the sheet. Seconds are medians."
     prompts, seeds = {row["prompt"] for row in scored}, {row["seed"] for row in scored}
     return (
-        f"n = {len(prompts)} prompts x {len(seeds)} seeds a variant"
+        f"n = {_count(prompts, 'prompt')} x {_count(seeds, 'seed')} a variant"
         + (", which is small" if len(prompts) < 50 else "")
         + (", too few for an interval" if len(prompts) < FEWEST_PROMPTS else "")
         + ". In brackets: 95 % intervals from redrawing whole prompts. Differences are in points, "
         "picture by picture with the same first noise. Seconds are medians."
     )
+
+
+def _count(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")

@@ -25,7 +25,7 @@ NAMES: tuple[str, ...] = ("shapes-sd3",)
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "shapes-sd3": {
         "num_inference_steps": 25,
-        "guidance_scale": 3.0,
+        "guidance_scale": 5.0,
         "height": 128,
         "width": 128,
         "max_sequence_length": 1,  # one silent T5 token, rather than 256

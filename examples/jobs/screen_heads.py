@@ -24,7 +24,15 @@ from attn_control import attach, zoo
 from attn_control.processors import SoftPAG
 from attn_control.render import load_job
 from attn_control.render.command import quickstart_job
-from attn_control.zoo.scenes import BACKGROUNDS, RELATIONS, SEEN_PAIRS, CaptionSpec, caption_of
+from attn_control.render.models import quiet_libraries
+from attn_control.zoo.scenes import (
+    BACKGROUNDS,
+    RELATIONS,
+    SEEN_PAIRS,
+    CaptionSpec,
+    caption_of,
+    parse_caption,
+)
 
 MODEL = "shapes-sd3"
 BATCH = 16
@@ -48,83 +56,91 @@ def new_prompts(count: int, seed: int, used: set[str]) -> list[str]:
     return found
 
 
+def graded(prompt: str, found: Any) -> float:
+    """Between 0 and 1, kinder than right or wrong, so that it ranks heads with less noise.
+
+    Half for the objects (one for colour and shape, a half for the colour alone, less where there
+    are more pieces than objects), a quarter each for the relation and for being fully right.
+    """
+    asked = parse_caption(prompt).objects
+    kinds = {(each.colour, each.shape) for each in found.found}
+    colours = {each.colour for each in found.found}
+    objects = sum(1.0 if o in kinds else 0.5 if o[0] in colours else 0.0 for o in asked)
+    objects /= max(len(asked), len(found.found))
+    return 0.5 * objects + 0.25 * (found.bound and found.relation) + 0.25 * found.right
+
+
 def measure(pipe: Any, controls: list[Any], prompts: list[str], steps: int, cfg: float) -> dict:
-    """Share fully right, and the mean of the scorer's parts (which ranks with less noise)."""
+    """Share fully right, and the mean grade."""
     call = {**zoo.defaults(MODEL), "num_inference_steps": steps, "guidance_scale": cfg}
-    right, parts = [], []
+    right, grades = [], []
     with attach(pipe, *controls):
         for start in range(0, len(prompts), BATCH):
             batch = prompts[start : start + BATCH]
             noise = [
-                torch.Generator("cpu").manual_seed(50_000 + start + i) for i in range(len(batch))
+                torch.Generator("cpu").manual_seed(50_000 + start + i) for i, _ in enumerate(batch)
             ]
             images = pipe(prompt=batch, generator=noise, output_type="pil", **call).images
             for image, prompt in zip(images, batch, strict=True):
                 found = zoo.score(MODEL, image, prompt)
                 right.append(found.right)
-                parts.append(
-                    np.mean(
-                        [found.present, found.bound, found.relation, found.background, found.right]
-                    )
-                )
-    return {"right": float(np.mean(right)), "parts": float(np.mean(parts))}
+                grades.append(graded(prompt, found))
+    return {"right": float(np.mean(right)), "grade": float(np.mean(grades))}
 
 
 def main() -> None:
     """Screen single heads and layers, then combinations; print and save."""
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--out", type=Path, default=Path("out/screen"))
-    options.add_argument("--prompts", type=int, default=32, help="pictures a candidate")
-    options.add_argument("--steps", type=int, default=12, help="sampling steps of the screen")
-    options.add_argument("--final-steps", type=int, default=20, help="steps of the second stage")
-    options.add_argument("--scale", type=float, default=2.0, help="guidance scale of the screen")
+    options.add_argument(
+        "--prompts", type=int, default=24, help="pictures a candidate, first stage"
+    )
+    options.add_argument("--steps", type=int, default=12, help="sampling steps, first stage")
+    options.add_argument("--scale", type=float, default=2.0, help="guidance scale, first stage")
+    options.add_argument("--more-prompts", type=int, default=40, help="pictures, second stage")
+    options.add_argument("--more-steps", type=int, default=16, help="steps, second stage")
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
 
     job, _ = load_job(quickstart_job())
     used = {row["prompt"] for row in zoo.load_prompts(MODEL)} | set(job.prompts.texts or [])
     first = new_prompts(given.prompts, 1, used)
-    second = new_prompts(2 * given.prompts, 2, used)
-    pipe = zoo.load(MODEL)
+    second = new_prompts(given.more_prompts, 2, used)
+    with quiet_libraries():
+        pipe = zoo.load(MODEL)
     with attach(pipe) as session:
         sites = [(site.layer, site.heads) for site in session.sites]
-    found: dict[str, Any] = {"screen": {}, "together": {}, "arguments": vars(given) | {"out": ""}}
+    found: dict[str, Any] = {"alone": {}, "together": {}, "arguments": vars(given)}
     start = time.time()
 
-    def tell(stage: str, name: str, result: dict) -> None:
-        found[stage][name] = result
-        line = f"{stage:9} {name:44} right {result['right']:.2f}  parts {result['parts']:.3f}"
-        print(f"{line}  ({time.time() - start:.0f} s)", flush=True)
+    def run(stage: str, name: str, controls: list[Any], cfg: float = 1.0) -> None:
+        prompts, steps = (first, given.steps) if stage == "alone" else (second, given.more_steps)
+        result = found[stage][name] = measure(pipe, controls, prompts, steps, cfg)
+        spent = time.time() - start
+        line = f"{stage:8}  {name:52}  right {result['right']:.2f}  grade {result['grade']:.3f}"
+        print(f"{line}  ({spent:.0f} s)", flush=True)
         (given.out / "screen.json").write_text(json.dumps(found, indent=1, default=str))
 
-    def both(stage: str, name: str, controls: list[Any], prompts: list[str], steps: int) -> None:
-        tell(stage, name, measure(pipe, controls, prompts, steps, 1.0))
+    run("alone", "no guidance", [])
+    run("alone", "CFG 3", [], 3.0)
+    layers = [f"L{layer}" for layer, _ in sites]
+    heads = [f"L{layer}H{head}" for layer, count in sites for head in range(count)]
+    for name in layers + heads:
+        run("alone", name, [SoftPAG(name, scale=given.scale)])
+    layers.sort(key=lambda name: -found["alone"][name]["grade"])
+    heads.sort(key=lambda name: -found["alone"][name]["grade"])
+    print("best alone:", ", ".join(layers[:3] + heads[:8]))
 
-    both("screen", "no guidance", [], first, given.steps)
-    tell("screen", "CFG 3", measure(pipe, [], first, given.steps, 3.0))
-    names = [f"L{layer}" for layer, _ in sites]
-    names += [f"L{layer}H{head}" for layer, heads in sites for head in range(heads)]
-    for name in names:
-        both("screen", name, [SoftPAG(name, u=1.0, scale=given.scale)], first, given.steps)
-
-    ranked = sorted(names, key=lambda name: -found["screen"][name]["parts"])
-    heads = [name for name in ranked if "H" in name]
-    layers = [name for name in ranked if "H" not in name]
-    both("together", "no guidance", [], second, given.final_steps)
-    tell("together", "CFG 3", measure(pipe, [], second, given.final_steps, 3.0))
-    for layer in layers[:2]:
-        for scale in (1.0, 2.0, 4.0):
-            control = SoftPAG(layer, u=1.0, scale=scale)
-            both("together", str(control), [control], second, given.final_steps)
-    for count in (1, 2, 4, 8):
-        for u, scale in ((1.0, 1.0), (1.0, 2.0), (1.0, 4.0), (0.5, 4.0)):
-            control = SoftPAG(", ".join(heads[:count]), u=u, scale=scale)
-            both("together", str(control), [control], second, given.final_steps)
-    best = max(
-        (name for name in found["together"] if "H" in name),
-        key=lambda name: found["together"][name]["parts"],
-    )
-    print("best heads:", best)
+    run("together", "no guidance", [])
+    run("together", "CFG 3", [], 3.0)
+    tried = [SoftPAG(layers[0], scale=scale) for scale in (1.0, 2.0, 4.0)]
+    for count in (1, 2, 4):
+        names = ", ".join(heads[:count])
+        tried += [SoftPAG(names, scale=scale) for scale in (1.0, 2.0, 4.0)]
+    for control in tried:
+        run("together", str(control), [control])
+    for control in tried[3:]:
+        run("together", f"CFG 3 + {control}", [control], 3.0)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,11 @@ def test_the_hub_examples_fit_the_signatures_of_their_pipelines(name, pipeline):
     pipe = object.__new__(getattr(diffusers, pipeline))
     pipe.vae_scale_factor, pipe.transformer = 8, None
     check_pipeline(pipe)
-    check_samplers(pipe, job, source)
+    merged = {
+        name: {**job.sampler.kwargs(), **each.sampler.kwargs()}
+        for name, each in job.variants.items()
+    }
+    check_samplers(pipe, job, source, merged)
 
 
 def test_the_quickstart_has_the_five_variants_of_the_comparison():

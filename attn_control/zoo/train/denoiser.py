@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from attn_control.zoo.train import model as door
 from attn_control.zoo.train.common import Average, Log, generator, learning_rate, load, save
+from attn_control.zoo.train.muon import Muon
 from attn_control.zoo.train.text import build_encoder, build_tokenizer, encode, tokenize
 
 
@@ -39,6 +40,8 @@ class Settings:
     seed: int = 1
     width: int = 128
     layers: int = 6
+    muon: bool = True
+    muon_rate: float = 1.0  # its learning rate, as a multiple of AdamW's
     compile: bool = True
 
 
@@ -88,11 +91,18 @@ def _losses(
     return F.mse_loss(out.float(), target)
 
 
-def parameter_groups(trainee: Trainee) -> list[dict]:
-    """Weight decay on matrices only."""
-    matrices = [p for p in trainee.parameters() if p.ndim >= 2]
-    rest = [p for p in trainee.parameters() if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}]
+def optimizers(trainee: Trainee, s: Settings) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks' attention and feed-forward, AdamW for the rest."""
+    blocks = trainee.denoiser.transformer_blocks.named_parameters()
+    inner = [p for name, p in blocks if s.muon and p.ndim == 2 and "norm" not in name]
+    taken = {id(p) for p in inner}
+    rest = [p for p in trainee.parameters() if id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.01},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=s.peak, betas=(0.9, 0.98), fused=True)
+    return [adam, Muon(inner, lr=s.peak)] if inner else [adam]
 
 
 def train(
@@ -107,12 +117,13 @@ def train(
     torch.manual_seed(s.seed)
     work.mkdir(parents=True, exist_ok=True)
     trainee, file, first = Trainee(s), work / "denoiser.pt", 0
-    opt = torch.optim.AdamW(parameter_groups(trainee), lr=s.peak, betas=(0.9, 0.98), fused=True)
+    opts = optimizers(trainee, s)
     average = Average(trainee, s.decay)
     if resume and file.is_file():
         state = load(file)
         trainee.load_state_dict(state["model"])
-        opt.load_state_dict(state["optimizer"])
+        for opt, saved in zip(opts, state["optimizers"], strict=True):
+            opt.load_state_dict(saved)
         average.load(state["average"])
         first = state["step"]
     elif init_from is not None:
@@ -131,8 +142,10 @@ def train(
         b, fine = draw_batch(step, s, latents, ids, empty), is_fine(step, s)
         t = b["t"][:, None, None, None]
         x, target = torch.lerp(b["x0"], b["noise"], t), b["noise"] - b["x0"]
-        for group in opt.param_groups:
-            group["lr"] = learning_rate(step, s.steps, s.peak, s.warmup)
+        rate = learning_rate(step, s.steps, s.peak, s.warmup)
+        for opt in opts:
+            for group in opt.param_groups:
+                group["lr"] = rate * (s.muon_rate if isinstance(opt, Muon) else 1)
         with torch.autocast("cpu", torch.bfloat16):
             states, pooled = encode(trainee.encoders, b["ids"])
             zeros = int(b["zeros"])
@@ -140,16 +153,18 @@ def train(
             # Other counts than one are too rare to be worth compiled graphs of their own.
             run = losses if zeros == 1 else _losses
             loss = run(trainee, fine, x, b["t"], states, pooled, target)
-        opt.zero_grad()
+        trainee.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0, foreach=True)
-        opt.step()
+        for opt in opts:
+            opt.step()
         average.update()
         name = f"zeros{zeros}" if zeros != 1 else "fine" if fine else "coarse"
         if line := log.add(step, **{name: loss.item()}):
             bar.set_postfix({k: v for k, v in line.items() if k in ("coarse", "fine")})
         if (step + 1) % save_every == 0 or step + 1 == last:
-            state = {"model": trainee.state_dict(), "optimizer": opt.state_dict()}
+            moments = [opt.state_dict() for opt in opts]
+            state = {"model": trainee.state_dict(), "optimizers": moments}
             state = {**state, "average": average.state(), "settings": asdict(s), "step": step + 1}
             save(state, file)
     return trainee
