@@ -148,4 +148,6 @@ def _signature(value: Any) -> Any:
     """What of an argument decides the layout: shapes of tensors, sizes given as plain numbers."""
     if isinstance(value, Tensor):
         return tuple(value.shape)
-    return repr(value) if isinstance(value, (int, list, tuple)) else None
+    if isinstance(value, (list, tuple)):
+        return tuple(_signature(item) for item in value)
+    return value if isinstance(value, int) else None
