@@ -11,6 +11,7 @@ from torch import Tensor
 from attn_control.bypass import Bypass, find_bypasses, skip_plan
 from attn_control.call import Layout, Site
 from attn_control.entry import Entry
+from attn_control.errors import AttnControlError
 from attn_control.families import Family
 from attn_control.intercept import Interception
 from attn_control.plan import PlanBuilder
@@ -49,7 +50,7 @@ class Phases:
         self.model, self.family, self.interception = model, family, interception
         self.entries: list[Entry] = []
         self._bypasses: dict[tuple[Site, str], list[Bypass]] = {}
-        self._plans: dict[Any, dict[Any, Any]] = {}
+        self._plans: dict[Any, tuple[dict[Any, Any], list[Any]]] = {}
 
     def set_entries(self, entries: list[Entry]) -> None:
         """The controls in force changed: forget what was compiled, swap the modules to be
@@ -64,6 +65,8 @@ class Phases:
             port.fired = None
         for number, entry in enumerate(entries):
             entry.number = number
+            if self.family.layout is None and "layout" in entry.control.needs:
+                raise self._no_layout(entry.control, next(iter(entry.heads)))
             kind = entry.control.bypass
             for site in entry.heads if kind else ():
                 assert kind is not None
@@ -93,12 +96,15 @@ class Phases:
         shapes = tuple((name, tuple(value.shape)) for name, value in tensors)
         numbers = tuple(entry.number for entry in run.acting)
         rows = (run.cond, run.perturbed, run.appended)
-        key = (numbers, rows, shapes, sample.device, sample.dtype)
+        # What decides a layout by its values: tensors by identity, kept alive while they are keys.
+        held = [run.arguments.get(name) for name in sorted(self.family.by_value)]
+        values = tuple(id(v) if isinstance(v, Tensor) else repr(v) for v in held)
+        key = (numbers, rows, shapes, values, sample.device, sample.dtype)
         if key not in self._plans:
             if len(self._plans) == MAX_STRUCTURES:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = self._build(run, sample)
-        return self._plans[key]
+            self._plans[key] = self._build(run, sample), held
+        return self._plans[key][0]
 
     def _all_bypasses(self) -> list[Bypass]:
         return [bypass for found in self._bypasses.values() for bypass in found]
@@ -109,14 +115,22 @@ class Phases:
             selecting = [e for e in run.acting if port.site in e.heads and e.control.bypass is None]
             if not selecting:
                 continue
-            layout: Layout = self.family.layout(port.site, run.arguments, self.model)
+            layout = self._layout(port.site, run)
             rows = sample.shape[0] + run.appended
             builder = PlanBuilder(len(self.entries), port.site, device, rows)
             for entry in selecting:
                 control = entry.control
-                control.check(port.site, layout)
+                if layout is not None:
+                    control.check(port.site, layout)
+                elif "layout" in control.needs:
+                    raise self._no_layout(control, port.site)
                 own = run.perturbed if control.guidance_scale is not None else None
                 own = run.cond if control.appends else own
+                if own is not None and self.family.folded:
+                    raise AttnControlError(
+                        f"{control}: {self.family.name} folds frames into the batch, so that rows"
+                        " cannot be told apart there"
+                    )
                 control.contribute(builder, entry.number, layout, entry.heads[port.site], own)
             plan = builder.build()
             if plan is not None:
@@ -126,6 +140,21 @@ class Phases:
             if port.fired is None or port.fired.device != device:
                 port.fired = torch.zeros(len(self.entries), dtype=torch.int64, device=device)
         return plans
+
+    def _layout(self, site: Site, run: Pass) -> Layout | None:
+        if self.family.layout is None:
+            return None
+        return self.family.layout(site, run.arguments, self.model)
+
+    def _no_layout(self, control: Any, site: Site) -> AttnControlError:
+        if self.family.layout is None:
+            why = "the order of its tokens is not known yet"
+        else:
+            why = f"the rows of this batch have no common order of tokens at {site.label}"
+        return AttnControlError(
+            f"{control}: needs to know which tokens are which in {self.family.name}, but {why};"
+            " expected a control that acts on all tokens, such as SoftPAG(..., tokens='all')"
+        )
 
     def _skips(self, run: Pass, device: torch.device) -> dict[Any, Any]:
         plans: dict[Any, Any] = {}

@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -42,17 +43,36 @@ def calling_pipeline(model: nn.Module) -> Any:
     scheduler and the guidance flag of this call.
     """
     model = unwrap(model)
+    for owner, _ in _methods():
+        if not isinstance(owner, nn.Module) and hasattr(owner, "scheduler"):
+            parts = (getattr(owner, name, None) for name in COMPONENTS)
+            if any(part is not None and unwrap(part) is model for part in parts):
+                return owner
+    return None
+
+
+def _methods() -> Iterator[tuple[Any, FrameType]]:
+    """The running methods of the call stack, innermost first: their object and their frame."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_argcount and code.co_varnames[0] == "self":
-            owner = frame.f_locals.get("self")
-            if not isinstance(owner, nn.Module) and hasattr(owner, "scheduler"):
-                parts = (getattr(owner, name, None) for name in COMPONENTS)
-                if any(part is not None and unwrap(part) is model for part in parts):
-                    return owner
+            yield frame.f_locals.get("self"), frame
         frame = frame.f_back
-    return None
+
+
+def guides_itself(pipe: Any) -> bool:
+    """Whether a pipeline runs classifier-free guidance now.
+
+    Many say so only in a local variable of the method that samples. Some have that and an attribute
+    too: then the attribute counts if that method reads it.
+    """
+    name = "do_classifier_free_guidance"
+    for owner, frame in _methods():
+        code = frame.f_code
+        if owner is pipe and name in code.co_varnames and name not in code.co_names:
+            return bool(frame.f_locals.get(name, False))
+    return bool(getattr(pipe, name, False))
 
 
 class StepTracker:
@@ -125,6 +145,8 @@ class StepTracker:
             return (
                 run.position
             )  # the scheduler counts from its first step on, and has not made one yet
+        if family.timestep_scale is None:
+            return run.position if run is not None else 0
         given: Any = arguments.get("timestep")
         value = (
             float(given.max() if isinstance(given, torch.Tensor) else given) / family.timestep_scale
@@ -149,7 +171,7 @@ class StepTracker:
     def _branch(
         self, family: Family, arguments: Arguments, context: str | None, rows: int, calls: int
     ) -> tuple[str, ...]:
-        if family.cfg == "batched":
+        if family.cfg.startswith("batched"):
             if getattr(self.pipe, "do_perturbed_attention_guidance", False):
                 raise AttnControlError(
                     f"{type(self.pipe).__name__} already runs its own perturbed rows; use the"
@@ -157,15 +179,17 @@ class StepTracker:
                 )
             if arguments.get("skip_layers") is not None:
                 return ("other:skip_layers",) * rows
-            if getattr(self.pipe, "do_classifier_free_guidance", False):
+            if guides_itself(self.pipe):
                 if rows % 2:
                     raise AttnControlError(
                         f"classifier-free guidance needs an even batch, the denoiser got {rows}"
                         " rows"
                     )
-                return ("uncond",) * (rows // 2) + ("cond",) * (rows // 2)
+                halves = ("cond", "uncond") if "cond first" in family.cfg else ("uncond", "cond")
+                return tuple(branch for branch in halves for _ in range(rows // 2))
             return ("cond",) * rows
         if context is not None:
+            context = context.removeprefix("pred_")  # as diffusers' guiders name their batches
             return (context if context in ("cond", "uncond") else f"other:{context}",) * rows
         return (("cond", "uncond")[calls] if calls < 2 else f"other:{calls}",) * rows
 

@@ -80,8 +80,13 @@ def draw_batch(
 
 
 def _losses(
-    trainee: Trainee, fine: bool, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor,
-    pooled: torch.Tensor, target: torch.Tensor,
+    trainee: Trainee,
+    fine: bool,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    states: torch.Tensor,
+    pooled: torch.Tensor,
+    target: torch.Tensor,
 ) -> torch.Tensor:
     coarse = None if fine else trainee.coarse
     out = door.velocity(trainee.denoiser, x, t * 1000, states, pooled, coarse)
@@ -96,8 +101,14 @@ def parameter_groups(trainee: Trainee) -> list[dict]:
 
 
 def train(
-    work: Path, s: Settings, data: tuple[torch.Tensor, torch.Tensor], *, resume: bool = False,
-    init_from: Path | None = None, save_every: int = 250, stop_at: int | None = None,
+    work: Path,
+    s: Settings,
+    data: tuple[torch.Tensor, torch.Tensor],
+    *,
+    resume: bool = False,
+    init_from: Path | None = None,
+    save_every: int = 250,
+    stop_at: int | None = None,
 ) -> Trainee:
     """Train; keeps `work/denoiser.pt`, resumable. Returns the trainee with its current weights.
 

@@ -1,0 +1,63 @@
+"""The rows of a batch: cond rows alone, or once more with another text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from attn_control.families.family import Family
+from attn_control.layouts import Arguments
+
+
+def slice_rows(
+    family: Family, arguments: Arguments, rows: tuple[int, int]
+) -> dict[str, Any] | None:
+    """The rows' arguments alone, or None where some argument's batch dimension is not known."""
+    total = arguments[family.sample].shape[0]
+    if rows == (0, total):
+        return dict(arguments)
+    return _by_rows(family, arguments, total, lambda value: value[rows[0] : rows[1]])
+
+
+def repeat_rows(
+    family: Family, arguments: Arguments, rows: tuple[int, int], text: torch.Tensor
+) -> dict[str, Any] | None:
+    """The arguments with some rows once more at the end, there with another text; None as above."""
+    total = arguments[family.sample].shape[0]
+
+    def again(value: torch.Tensor) -> torch.Tensor:
+        return torch.cat([value, value[rows[0] : rows[1]]])
+
+    given = arguments[family.text]
+    made = _by_rows(family, arguments, total, again)
+    return None if made is None else {**made, family.text: torch.cat([given, text])}
+
+
+def _by_rows(
+    family: Family,
+    arguments: Arguments,
+    total: int,
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> dict[str, Any] | None:
+    """Change every tensor with a batch dimension; None if an argument is not known to have one."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return change(value) if value.ndim and value.shape[0] == total else value
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(walk(item) for item in value)
+        return value
+
+    def has_tensor(value: Any) -> bool:
+        if isinstance(value, (dict, list, tuple)):
+            return any(map(has_tensor, value.values() if isinstance(value, dict) else value))
+        return isinstance(value, torch.Tensor)
+
+    known = family.row_fields | family.shared_fields
+    if any(has_tensor(value) for name, value in arguments.items() if name not in known):
+        return None
+    return {n: walk(v) if n in family.row_fields else v for n, v in arguments.items()}
