@@ -16,7 +16,7 @@ from torch import Tensor
 from attn_control.errors import AttnControlError
 
 SLOTS = ("joint", "self", "cross", "self2")
-ROLES = ("text", "image", "video", "reference", "subject", "pad")
+ROLES = ("text", "image", "video", "reference", "subject", "register", "pad")
 
 
 @dataclass(frozen=True)

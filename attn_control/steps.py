@@ -179,6 +179,8 @@ class StepTracker:
                 )
             if arguments.get("skip_layers") is not None:
                 return ("other:skip_layers",) * rows
+            if context not in (None, "cond_uncond"):  # a pipeline's own perturbed forward
+                return (f"other:{context}",) * rows
             if guides_itself(self.pipe):
                 if rows % 2:
                     raise AttnControlError(

@@ -17,7 +17,8 @@ class Family:
         name: what people call it.
         denoiser: class name in diffusers.
         blocks: module paths of its blocks, "#" for an index, in execution order.
-        slots: attention module's name inside a block -> slot.
+        slots: attention module's name inside a block -> slot; a name that blocks of two kinds share
+            is written out, "path.of.#.name".
         layout: (site, arguments, model) -> Layout of that site's main softmax, or None where the
             rows of a batch have none in common. None instead of a function: the order of tokens is
             not proved, and only controls that need no layout work ("attach-only").

@@ -78,9 +78,12 @@ def find_sites(model: nn.Module, component: str) -> list[Site]:
             continue
         for order, pattern in enumerate(patterns):
             match = pattern.fullmatch(name)
-            if match and match.groups()[-1] in family.slots:
-                *index, leaf = match.groups()
-                found.append(((order, *map(int, index)), name, family.slots[leaf], module))
+            if match is None:
+                continue
+            *index, leaf = match.groups()
+            slot = family.slots.get(f"{family.blocks[order]}.{leaf}", family.slots.get(leaf))
+            if slot is not None:
+                found.append(((order, *map(int, index)), name, slot, module))
     if not found:
         raise AttnControlError(
             f"attach: {type(model).__name__} has no attention module with a processor"
