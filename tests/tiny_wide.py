@@ -24,6 +24,7 @@ class Tiny:
         patch: (frames, height, width) of a patch; (1, 1, 1) for packed tokens.
         dims: dimensions of (frames, height, width) in the sample; empty for packed tokens.
         grid: (frames, height, width) in tokens.
+        before: frames of a reference that stand before the video.
         texts: argument and where its tokens begin within the text, in the layout's order.
         quiet: pattern of refiners, whose attention is silenced to see tokens one by one.
         mixes: text is mixed before the first block in a way that cannot be silenced.
@@ -36,6 +37,7 @@ class Tiny:
     patch: tuple[int, int, int] = (1, 2, 2)
     dims: tuple[int, ...] = (2, 3)
     grid: tuple[int, int, int] = (1, 4, 4)
+    before: int = 0
     texts: tuple[tuple[str, int], ...] = (("encoder_hidden_states", 0),)
     quiet: str = ""
     mixes: bool = False
@@ -54,7 +56,7 @@ class Tiny:
         """The call with one token of the picture or video changed."""
         x = call["hidden_states"].clone()
         frames, height, width = self.grid
-        place = (token // (height * width), token // width % height, token % width)
+        place = (self.before + token // (height * width), token // width % height, token % width)
         if not self.dims:
             x[:, token] += 1.0
             return call | {"hidden_states": x}
