@@ -128,8 +128,8 @@ class Phases:
                 own = run.cond if control.appends else own
                 if own is not None and self.family.folded:
                     raise AttnControlError(
-                        f"{control}: {self.family.name} folds frames into the batch, so that rows"
-                        " cannot be told apart there"
+                        f"{control}: attention of {self.family.name} has other rows than the batch,"
+                        " so that cond rows cannot be changed alone there"
                     )
                 control.contribute(builder, entry.number, layout, entry.heads[port.site], own)
             plan = builder.build()

@@ -232,4 +232,19 @@ VIDEOS = {
         dims=(),
         grid=(3, 2, 2),
     ),
+    "sana_video": Tiny(
+        make(
+            "SanaVideoTransformer3DModel",
+            **_SMALL,
+            attention_head_dim=12,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=12,
+            cross_attention_dim=24,
+            caption_channels=32,
+            sample_size=4,
+        ),
+        lambda: _VIDEO | _TEXT | {"encoder_attention_mask": torch.ones(2, TEXT)},
+        (("L1.cross", "transformer_blocks.1.attn2"),),
+        **_GRID,
+    ),
 }

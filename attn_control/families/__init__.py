@@ -5,7 +5,7 @@ which attention is which, in which order the tokens stand, and how its pipelines
 guidance. What has no row is in ``refused.py``, with the reason.
 """
 
-from attn_control.families.family import Family
+from attn_control.families.family import EVERY, Family
 from attn_control.families.find import (
     COMPONENTS,
     FAMILIES,
@@ -22,6 +22,7 @@ from attn_control.layouts import Arguments
 
 __all__ = [
     "COMPONENTS",
+    "EVERY",
     "FAMILIES",
     "REFUSED",
     "Arguments",

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from attn_control.call import Site
 from attn_control.layouts import LayoutOf
 
+EVERY = ("every",)
+"""Parts of a processor call that makes one softmax a row: all of them are the main one."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -32,14 +35,14 @@ class Family:
         row_fields: arguments with a batch dimension, for perturbing the cond rows only; empty: full
             batch.
         by_value: arguments whose values, and not just shapes, decide the layout.
-        folded: attention folds frames into the batch, so that rows of the batch are not rows there.
+        folded: attention folds frames into the batch or takes rows apart: its rows are others.
         block_returns: the arguments that a block hands on, in the order in which it returns them;
             empty where blocks cannot be skipped yet.
         feed_forward: names of the feed-forward modules inside a block.
         shared_fields: tensors that all rows share.
         text: the argument that holds the text embedding.
         parts: slot -> names of the softmax calls that one processor call makes, when not just
-            "main".
+            "main"; or ``EVERY``.
     """
 
     name: str

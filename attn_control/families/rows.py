@@ -45,7 +45,10 @@ def _by_rows(
 
     def walk(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return change(value) if value.ndim and value.shape[0] == total else value
+            count = value.shape[0] if value.ndim else 0
+            if family.folded and count > total and not count % total:  # a row a frame
+                return change(value.unflatten(0, (total, -1))).flatten(0, 1)
+            return change(value) if count == total else value
         if isinstance(value, dict):
             return {key: walk(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attn_control import layouts
 from attn_control.call import Site
-from attn_control.families.family import Family
+from attn_control.families.family import EVERY, Family
 
 
 def _wan_parts(site: Site) -> tuple[str, ...]:
@@ -205,5 +205,86 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.video_then_text,
         cfg="split",
         row_fields=_FLUX_ROWS | {"encoder_attention_mask", "image_embeds"},
+    ),
+    Family(
+        name="HunyuanVideo FramePack",
+        denoiser="HunyuanVideoFramepackTransformer3DModel",
+        blocks=_FLUX_BLOCKS,
+        slots={"attn": "joint"},
+        layout=None,  # histories of three resolutions stand before the video
+        cfg="split",
+        row_fields=_FLUX_ROWS
+        | {
+            "encoder_attention_mask",
+            "image_embeds",
+            "latents_clean",
+            "latents_history_2x",
+            "latents_history_4x",
+        },
+        shared_fields=frozenset(
+            {
+                "indices_latents",
+                "indices_latents_clean",
+                "indices_latents_history_2x",
+                "indices_latents_history_4x",
+            }
+        ),
+    ),
+    Family(
+        name="Helios",
+        denoiser="HeliosTransformer3DModel",
+        blocks=("blocks.#",),
+        slots=_TWO,
+        layout=None,  # histories of three resolutions stand before the video
+        cfg="split",
+        row_fields=_FLUX_ROWS,
+    ),
+    Family(
+        name="Latte",
+        denoiser="LatteTransformer3DModel",
+        blocks=("transformer_blocks.#", "temporal_transformer_blocks.#"),
+        slots=_TWO,
+        layout=None,  # pictures one by one, then the frames of each place
+        cfg="batched",
+        folded=True,
+        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+    ),
+    Family(
+        name="Mochi",
+        denoiser="MochiTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots={"attn1": "joint"},
+        layout=None,  # each row has a softmax of its own, without its text's padding
+        cfg="batched",
+        folded=True,
+        parts=lambda site: EVERY,
+        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+    ),
+    Family(
+        name="Sana-Video",
+        denoiser="SanaVideoTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots={"attn2": "cross"},  # attn1 is linear attention: no softmax to control
+        layout=layouts.video_and_text,
+        cfg="batched",
+        timestep_scale=None,
+        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+    ),
+    Family(
+        name="AnimateDiff",
+        denoiser="UNetMotionModel",
+        blocks=(
+            "down_blocks.#.attentions.#.transformer_blocks.#",
+            "mid_block.attentions.#.transformer_blocks.#",
+            "up_blocks.#.attentions.#.transformer_blocks.#",
+        ),
+        slots=_TWO,
+        layout=layouts.unet,  # of each frame on its own; motion modules are left alone
+        cfg="batched",
+        sample="sample",
+        folded=True,
+        row_fields=frozenset(
+            {"sample", "timestep", "encoder_hidden_states", "added_cond_kwargs", "attention_mask"}
+        ),
     ),
 )
