@@ -104,6 +104,23 @@ def padded_image_then_text(site: Site, args: Arguments, model: Any) -> Layout:
     return Layout.joint(image, ("pad", padding, None), ("text", text, None))
 
 
+def padded_rows(site: Site, args: Arguments, model: Any) -> Layout | None:
+    """[image, padding, text with its padding] of rows given as lists, each part padded to a
+    multiple of 32; none if rows differ in that, or hold several pictures.
+    """
+    pictures, texts = args["x"], args["cap_feats"]
+    if isinstance(pictures[0], list):
+        return None
+    shapes = {tuple(picture.shape[-3:]) for picture in pictures}
+    lengths = {-(-len(text) // 32) * 32 for text in texts}
+    if len(shapes) > 1 or len(lengths) > 1:
+        return None
+    frames, height, width = shapes.pop()
+    patch = args.get("patch_size", 2)
+    image = grid("image", height // patch, width // patch, frames // args.get("f_patch_size", 1))
+    return Layout.joint(image, ("pad", -image[1] % 32, None), ("text", lengths.pop(), None))
+
+
 def text_then_frames(site: Site, args: Arguments, model: Any) -> Layout:
     """[text, video] of latents (rows, frames, channels, height, width)."""
     frames, height, width = _patches(args, model, dims=(1, -2, -1))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attn_control.bypass import Bypass, find_bypasses, skip_plan
-from attn_control.call import Layout, Site
+from attn_control.call import Layout, Site, rows_in, tensor_in
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
 from attn_control.families import Family
@@ -39,6 +39,13 @@ class Pass:
     cond: Rows | None
     perturbed: Rows | None = None
     appended: int = 0
+
+
+def _shape(value: Any) -> Any:
+    """Shapes of a tensor, or of all in a list."""
+    if isinstance(value, list):
+        return tuple(map(_shape, value))
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 class Phases:
@@ -91,9 +98,8 @@ class Phases:
         """The plans of a pass, by port."""
         if not run.acting:
             return {}
-        sample: Tensor = run.arguments[self.family.sample]
-        tensors = ((n, v) for n, v in run.arguments.items() if isinstance(v, Tensor))
-        shapes = tuple((name, tuple(value.shape)) for name, value in tensors)
+        sample = tensor_in(run.arguments[self.family.sample])
+        shapes = tuple((name, _shape(value)) for name, value in run.arguments.items())
         numbers = tuple(entry.number for entry in run.acting)
         rows = (run.cond, run.perturbed, run.appended)
         # What decides a layout by its values: tensors by identity, kept alive while they are keys.
@@ -116,7 +122,7 @@ class Phases:
             if not selecting:
                 continue
             layout = self._layout(port.site, run)
-            rows = sample.shape[0] + run.appended
+            rows = rows_in(run.arguments[self.family.sample]) + run.appended
             builder = PlanBuilder(len(self.entries), port.site, device, rows)
             for entry in selecting:
                 control = entry.control

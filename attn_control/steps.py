@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attn_control.call import Step
+from attn_control.call import Step, rows_in
 from attn_control.errors import AttnControlError
 from attn_control.families import COMPONENTS, Arguments, Family, unwrap
 
@@ -70,6 +70,8 @@ def guides_itself(pipe: Any) -> bool:
     name = "do_classifier_free_guidance"
     for owner, frame in _methods():
         code = frame.f_code
+        if owner is pipe and "apply_cfg" in code.co_varnames:  # decided anew at each step
+            return bool(frame.f_locals.get("apply_cfg", False))
         if owner is pipe and name in code.co_varnames and name not in code.co_names:
             return bool(frame.f_locals.get(name, False))
     return bool(getattr(pipe, name, False))
@@ -99,7 +101,7 @@ class StepTracker:
             arguments: what it is called with, by name.
             context: the name given to diffusers' ``cache_context``, if any.
         """
-        rows = int(arguments[family.sample].shape[0])
+        rows = rows_in(arguments[family.sample])
         scheduler = getattr(self.pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
         if scheduler is None or not isinstance(timesteps, torch.Tensor) or timesteps.numel() == 0:

@@ -312,4 +312,16 @@ PICTURES: tuple[Family, ...] = (
         row_fields=_FLUX_ROWS
         | {"prior_token_id", "prior_token_drop", "target_size", "crop_coords", "attention_mask"},
     ),
+    Family(
+        name="Z-Image",
+        denoiser="ZImageTransformer2DModel",
+        blocks=("layers.#",),
+        slots={"attention": "joint"},
+        layout=layouts.padded_rows,
+        cfg="batched, cond first",
+        sample="x",
+        timestep_scale=None,
+        row_fields=frozenset({"x", "t", "cap_feats"}),
+        text="cap_feats",
+    ),
 )

@@ -51,5 +51,4 @@ REFUSED: dict[str, str] = {
     "UNetSpatioTemporalConditionModel": _LATER,
     "UVit2DModel": _LATER,
     "WanAnimate2Transformer3DModel": _LATER,
-    "ZImageTransformer2DModel": _LATER,
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from attn_control.call import rows_in
 from attn_control.families.family import Family
 from attn_control.layouts import Arguments
 
@@ -15,7 +16,7 @@ def slice_rows(
     family: Family, arguments: Arguments, rows: tuple[int, int]
 ) -> dict[str, Any] | None:
     """The rows' arguments alone, or None where some argument's batch dimension is not known."""
-    total = arguments[family.sample].shape[0]
+    total = rows_in(arguments[family.sample])
     if rows == (0, total):
         return dict(arguments)
     return _by_rows(family, arguments, total, lambda value: value[rows[0] : rows[1]])
@@ -25,7 +26,9 @@ def repeat_rows(
     family: Family, arguments: Arguments, rows: tuple[int, int], text: torch.Tensor
 ) -> dict[str, Any] | None:
     """The arguments with some rows once more at the end, there with another text; None as above."""
-    total = arguments[family.sample].shape[0]
+    total = rows_in(arguments[family.sample])
+    if family.folded or isinstance(arguments[family.sample], list):
+        return None
 
     def again(value: torch.Tensor) -> torch.Tensor:
         return torch.cat([value, value[rows[0] : rows[1]]])
@@ -39,7 +42,7 @@ def _by_rows(
     family: Family,
     arguments: Arguments,
     total: int,
-    change: Callable[[torch.Tensor], torch.Tensor],
+    change: Callable[[Any], Any],
 ) -> dict[str, Any] | None:
     """Change every tensor with a batch dimension; None if an argument is not known to have one."""
 
@@ -60,7 +63,15 @@ def _by_rows(
             return any(map(has_tensor, value.values() if isinstance(value, dict) else value))
         return isinstance(value, torch.Tensor)
 
+    listed = isinstance(arguments[family.sample], list)
     known = family.row_fields | family.shared_fields
     if any(has_tensor(value) for name, value in arguments.items() if name not in known):
         return None
-    return {n: walk(v) if n in family.row_fields else v for n, v in arguments.items()}
+    made: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if listed and isinstance(value, list):  # a row an item
+            value = change(value) if name in family.row_fields and len(value) == total else value
+        elif name in family.row_fields:
+            value = walk(value)
+        made[name] = value
+    return made
