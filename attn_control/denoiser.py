@@ -33,6 +33,10 @@ MAX_RUNS = 16
 """Runs whose last difference is kept: as many threads may share one model under split guidance."""
 
 
+_CACHES = ("kv_cache", "kv_caches")
+"""Arguments in which pipelines hand the model a cache to fill."""
+
+
 class _Context(threading.local):
     def __init__(self) -> None:
         self.name: str | None = None  # of diffusers' cache_context around the running call
@@ -143,6 +147,12 @@ class Denoiser:
                 " the control is no longer in force; call model.disable_gradient_checkpointing()"
             )
 
+        twice = [*guides, *(entry for entry in in_place if entry.control.appends)]
+        if twice and any(arguments.get(name) is not None for name in _CACHES):
+            raise AttnControlError(
+                f"{twice[0].control}: {type(unwrap(self.model)).__name__} was called with a cache"
+                " of keys and values, into which another forward would write; switch the cache off"
+            )
         output = self._forward(forward, Pass(arguments, in_place, cond), step, [self.plain])
         if not guides:
             return output

@@ -195,6 +195,18 @@ def reference_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
     return _two(site, args, reference, grid("video", height, width, frames - 1))
 
 
+def frames_first_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
+    """As above for latents (rows, frames, channels, height, width); an embedded picture stands
+    before the text.
+    """
+    frames, height, width = _patches(args, model, dims=(1, -2, -1))
+    video = Layout.joint(grid("video", height, width, frames))
+    picture = args.get("encoder_hidden_states_image")
+    length = 0 if picture is None else int(picture.shape[1])
+    keys = Layout.joint(("reference", length, None), text_of(args))
+    return video if site.slot == "self" else Layout.cross(video, keys)
+
+
 def channels_last_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
     """As above for latents (rows, frames, height, width, channels); sparse attention reorders them
     into blocks, which has no grid.

@@ -11,7 +11,7 @@ from tiny import _spread
 from tiny_attach_only import ATTACH_ONLY
 from tiny_oracle import attention, close, gated, toward_identity
 from tiny_pictures import PICTURES
-from tiny_wide import rand
+from tiny_wide import Tiny, make, rand
 
 from attn_control import attach
 from attn_control.errors import AttnControlError
@@ -53,6 +53,52 @@ def test_controls_of_some_tokens_are_refused_and_nothing_stays(family):
         with pytest.raises(AttnControlError, match=rf"tokens.* in {name}, but the order"):
             attach(model, control)
         assert _state(model) == before
+
+
+QWEN = Tiny(
+    make(
+        "QwenImage21Transformer2DModel",
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    ),
+    lambda: {
+        "hidden_states": rand(2, 16, 16),
+        "encoder_hidden_states": rand(2, 5, 32, seed=1),
+        "timestep": torch.full((2,), 0.5),
+        "img_shapes": [[(1, 4, 4)]] * 2,
+        "img_mask": torch.tensor([[False] * 5 + [True] * 4] * 2),
+    },
+    (),
+)
+
+
+def test_a_softmax_for_each_stretch_is_gated_whole_and_has_no_identity():
+    model, call = QWEN.make(), QWEN.call()
+    plain = _run(model, call)
+    name = "transformer_blocks.1.attn"
+    with attention(model, {name: gated([1], 0.25)}) as seen:
+        expected = _run(model, call)
+    assert [(c.q.shape[2], c.k.shape[2]) for c in seen[name]] == [(5, 5), (16, 21)]
+    with attach(model, HeadGate("L1H1", gain=0.25)):
+        close(_run(model, call), expected)
+    with attach(model, SoftPAG("L1H1")):
+        with pytest.raises(AttnControlError, match="attends from 16 queries to 21 keys"):
+            _run(model, call)
+    assert torch.equal(_run(model, call), plain)
+
+
+def test_an_extra_forward_never_writes_into_a_cache():
+    """A pipeline hands the model a cache to fill: guidance would fill it with perturbed keys."""
+    model = QWEN.make()
+    call = QWEN.call() | {"kv_cache": object(), "kv_cache_mode": "extract"}
+    with attach(model, SkipLayers("L1", what="attention")):
+        with pytest.raises(AttnControlError, match="cache of keys and values"):
+            _run(model, call)
 
 
 def test_a_block_that_cannot_be_skipped_leaves_the_model_as_it_was():

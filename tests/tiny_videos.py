@@ -247,4 +247,28 @@ VIDEOS = {
         (("L1.cross", "transformer_blocks.1.attn2"),),
         **_GRID,
     ),
+    "anyflow": Tiny(
+        make(
+            "AnyFlowTransformer3DModel",
+            **_SMALL,
+            attention_head_dim=16,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            image_dim=16,
+            rope_max_seq_len=32,
+        ),
+        lambda: (
+            _TEXT
+            | {
+                "hidden_states": rand(2, 3, 4, 4, 4),
+                "timestep": time().repeat(3, 1).T,
+                "r_timestep": time(400.0).repeat(3, 1).T,
+                "encoder_hidden_states_image": rand(2, 4, 16, seed=4),
+            }
+        ),
+        (("L1", "blocks.1.attn1"), ("L0.cross", "blocks.0.attn2")),
+        dims=(1, 3, 4),
+        grid=(3, 2, 2),
+    ),
 }

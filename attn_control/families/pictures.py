@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attn_control import layouts
-from attn_control.families.family import Family
+from attn_control.families.family import EVERY, Family
 
 _FLUX_ROWS = frozenset(
     {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"}
@@ -323,5 +323,16 @@ PICTURES: tuple[Family, ...] = (
         timestep_scale=None,
         row_fields=frozenset({"x", "t", "cap_feats"}),
         text="cap_feats",
+    ),
+    Family(
+        name="Qwen-Image 2.1",
+        denoiser="QwenImage21Transformer2DModel",
+        blocks=("transformer_blocks.#",),
+        slots={"attn": "joint"},
+        layout=None,  # a softmax for each stretch of text and each picture, block by block causal
+        cfg="split",
+        timestep_scale=1e-3,
+        parts=lambda site: EVERY,
+        row_fields=_FLUX_ROWS | {"img_mask", "encoder_hidden_states_mask"},
     ),
 )

@@ -10,7 +10,6 @@ _MANY = "its one call mixes several modalities in one packed sequence, which no 
 REFUSED: dict[str, str] = {
     "AceStepTransformer1DModel": _AUDIO,
     "AnyFlowFARTransformer3DModel": _LATER,
-    "AnyFlowTransformer3DModel": _LATER,
     "AudioLDM2UNet2DConditionModel": _AUDIO,
     "BriaFibo2Transformer2DModel": _LATER,
     "BriaFiboTransformer2DModel": "its pipeline does not tell which rows are conditional",
@@ -35,7 +34,6 @@ REFUSED: dict[str, str] = {
     "NucleusMoEImageTransformer2DModel": _LATER,
     "OmniGenTransformer2DModel": _LATER,
     "PriorTransformer": "it makes embeddings of pictures, not pictures",
-    "QwenImage21Transformer2DModel": _LATER,
     "RFD4ProteinaTransformer": "it makes proteins",
     "SanaWMLTX2RefinerTransformer3DModel": _LATER,
     "SanaWMTransformer3DModel": _LATER,

@@ -287,4 +287,13 @@ VIDEOS: tuple[Family, ...] = (
             {"sample", "timestep", "encoder_hidden_states", "added_cond_kwargs", "attention_mask"}
         ),
     ),
+    Family(
+        name="AnyFlow",
+        denoiser="AnyFlowTransformer3DModel",
+        blocks=("blocks.#",),
+        slots=_TWO,
+        layout=layouts.frames_first_video_and_text,
+        cfg="batched",
+        row_fields=_WAN_ROWS | {"r_timestep"},
+    ),
 )
