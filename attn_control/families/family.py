@@ -12,6 +12,11 @@ EVERY = ("every",)
 """Parts of a processor call that makes one softmax a row: all of them are the main one."""
 
 
+def evenly(steps: int) -> list[float]:
+    """Noise levels from 1 down in even steps, before any shift."""
+    return [1 - n / steps for n in range(steps)]
+
+
 @dataclass(frozen=True)
 class Family:
     """One model family.

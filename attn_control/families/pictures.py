@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from attn_control import layouts
-from attn_control.families.family import EVERY, Family
+from attn_control.families.family import EVERY, Family, evenly
 
 _FLUX_ROWS = frozenset(
     {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"}
@@ -67,6 +67,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
+        sigmas=evenly,
         block_returns=_JOINT,
         feed_forward=("ff", "ff_context", "act_mlp"),
         timestep_scale=1e-3,
@@ -81,7 +82,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
-        sigmas=lambda steps: [1 - n / steps for n in range(steps)],
+        sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | _IDS,
     ),
@@ -93,6 +94,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
+        sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | {"attention_mask"},
         shared_fields=_IDS,
@@ -105,6 +107,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
+        sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS,
         shared_fields=_IDS,
@@ -117,6 +120,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
+        sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS,
         shared_fields=_IDS,
@@ -129,6 +133,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_shapes,
         by_value=frozenset({"img_shapes"}),
         cfg="split",
+        sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | {"encoder_hidden_states_mask", "additional_t_cond"},
     ),
@@ -202,6 +207,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.valid_text_then_image,
         by_value=frozenset({"encoder_attention_mask"}),
         cfg="split",
+        sigmas=evenly,
         timestep_scale=None,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
     ),
@@ -212,6 +218,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=layouts.image_then_text,
         cfg="split",
+        sigmas=evenly,
         row_fields=_FLUX_ROWS
         | {
             "timestep_r",
@@ -248,6 +255,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=frozenset({"position_ids"}),
         cfg="split",
+        sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
         shared_fields=frozenset({"position_ids"}),

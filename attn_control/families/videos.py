@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attn_control import layouts
 from attn_control.call import Site
-from attn_control.families.family import EVERY, Family
+from attn_control.families.family import EVERY, Family, evenly
 
 
 def _wan_parts(site: Site) -> tuple[str, ...]:
@@ -72,6 +72,7 @@ VIDEOS: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=layouts.video_then_text,
         cfg="split",
+        sigmas=evenly,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
     ),
     Family(
@@ -82,6 +83,7 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.packed_video_and_text,
         by_value=frozenset({"num_frames", "height", "width"}),
         cfg="batched",
+        sigmas=evenly,
         row_fields=frozenset(
             {
                 "hidden_states",
@@ -100,6 +102,7 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.packed_video_and_text,
         by_value=frozenset({"num_frames", "height", "width"}),
         cfg="batched",
+        sigmas=evenly,
         row_fields=frozenset(
             {
                 "hidden_states",
@@ -146,6 +149,7 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.video_then_mixed_text,
         by_value=frozenset({"image_embeds"}),
         cfg="split",
+        sigmas=evenly,
         row_fields=_FLUX_ROWS
         | {
             "timestep_r",
