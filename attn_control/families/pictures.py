@@ -164,7 +164,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
-        timestep_scale=None,
+        timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | {"image_cond_hidden_states", "target_timestep"},
         shared_fields=_IDS | {"image_cond_ids"},
     ),
