@@ -16,7 +16,7 @@ from torch import Tensor
 from attn_control.errors import AttnControlError
 
 SLOTS = ("joint", "self", "cross", "self2")
-ROLES = ("text", "image", "video", "reference", "subject", "pad")
+ROLES = ("text", "image", "video", "reference", "subject", "register", "pad")
 
 
 @dataclass(frozen=True)
@@ -164,20 +164,43 @@ class Call:
     original: Callable[[], Tensor]
 
 
-def sample_of(output: Any) -> Tensor:
-    """The prediction inside what a denoiser returned: a tuple, a ``ModelOutput`` or a tensor."""
+def rows_in(sample: Any) -> int:
+    """Rows of a batch that is one tensor, or a list with a tensor a row."""
+    return len(sample) if isinstance(sample, list) else int(sample.shape[0])
+
+
+def tensor_in(sample: Any) -> Tensor:
+    """A tensor of the batch, for its device and type."""
+    while isinstance(sample, list):
+        sample = sample[-1]
+    return sample
+
+
+def _inside(output: Any) -> Any:
     if isinstance(output, torch.Tensor):
         return output
-    if isinstance(output, tuple):
-        return output[0]
-    return output.sample
+    return output[0] if isinstance(output, tuple) else output.sample
+
+
+def sample_of(output: Any) -> Tensor:
+    """The prediction inside what a denoiser returned: a tuple, a ``ModelOutput`` or a tensor. A
+    list with a tensor a row is stacked.
+    """
+    sample = _inside(output)
+    if not isinstance(sample, list):
+        return sample
+    if len({row.shape for row in sample}) > 1:
+        shapes = [tuple(row.shape) for row in sample]
+        raise AttnControlError(f"attach: expected pictures of one size in a batch, got {shapes}")
+    return torch.stack(sample)
 
 
 def with_sample(output: Any, sample: Tensor) -> Any:
     """The same container with another prediction in it."""
     if isinstance(output, torch.Tensor):
         return sample
+    inside = list(sample.unbind(0)) if isinstance(_inside(output), list) else sample
     if isinstance(output, tuple):
-        return (sample, *output[1:])
-    output.sample = sample
+        return (inside, *output[1:])
+    output.sample = inside
     return output

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.eval_frame import set_eval_frame
 
-from attn_control.call import Site, Step, sample_of, with_sample
+from attn_control.call import Site, Step, rows_in, sample_of, tensor_in, with_sample
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
 from attn_control.families import bind, family_of, repeat_rows, slice_rows, unwrap
@@ -31,6 +31,10 @@ from attn_control.steps import StepTracker, calling_pipeline
 
 MAX_RUNS = 16
 """Runs whose last difference is kept: as many threads may share one model under split guidance."""
+
+
+_CACHES = ("kv_cache", "kv_caches")
+"""Arguments in which pipelines hand the model a cache to fill."""
 
 
 class _Context(threading.local):
@@ -143,6 +147,12 @@ class Denoiser:
                 " the control is no longer in force; call model.disable_gradient_checkpointing()"
             )
 
+        twice = [*guides, *(entry for entry in in_place if entry.control.appends)]
+        if twice and any(arguments.get(name) is not None for name in _CACHES):
+            raise AttnControlError(
+                f"{twice[0].control}: {type(unwrap(self.model)).__name__} was called with a cache"
+                " of keys and values, into which another forward would write; switch the cache off"
+            )
         output = self._forward(forward, Pass(arguments, in_place, cond), step, [self.plain])
         if not guides:
             return output
@@ -223,11 +233,11 @@ class Denoiser:
         self, forward: Callable[..., Any], run: Pass, step: Step, watches: list[Stopwatch]
     ) -> Any:
         """Run a pass with its plans, and let its controls see what fired."""
-        rows = run.arguments[self.family.sample].shape[0]
+        rows = rows_in(run.arguments[self.family.sample])
         run, kwargs = self._append(run)
         plans = self.phases.plans(run)
         self.phases.apply(plans, step)
-        device = run.arguments[self.family.sample].device
+        device = tensor_in(run.arguments[self.family.sample]).device
         for watch in watches:
             watch.start(device)
         output = forward(**kwargs)
@@ -246,9 +256,10 @@ class Denoiser:
         entry = next((entry for entry in run.acting if entry.control.appends), None)
         if entry is None or run.cond is None:
             return run, run.arguments
-        text: Tensor = run.arguments[self.family.text][run.cond[0] : run.cond[1]]
-        other = entry.control.negative_text(text)
-        kwargs = repeat_rows(self.family, run.arguments, run.cond, other)
+        kwargs, text = None, run.arguments.get(self.family.text)
+        if isinstance(text, Tensor):
+            other = entry.control.negative_text(text[run.cond[0] : run.cond[1]])
+            kwargs = repeat_rows(self.family, run.arguments, run.cond, other)
         if kwargs is None:
             raise AttnControlError(
                 f"{entry.control}: cannot repeat the rows of {type(unwrap(self.model)).__name__}:"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from attn_control.call import Call, Site
 from attn_control.errors import AttnControlError
-from attn_control.families import family_of, find_sites
+from attn_control.families import EVERY, family_of, find_sites
 from attn_control.plan import Plan, PlanBuilder
 from attn_control.processors.control import Control
 
@@ -47,7 +47,7 @@ class Port:
 
     def __init__(self, site: Site, parts: tuple[str, ...]) -> None:
         self.site = site
-        self.main = parts.index("main")
+        self.main = None if parts == EVERY else parts.index("main")
         self.plan: Plan | None = None
         self.fired: Tensor | None = None
 
@@ -63,7 +63,9 @@ def _active() -> tuple[Port, Plan] | None:
     index = _local.index
     _local.index = index + 1
     plan = port.plan
-    return None if plan is None or index != port.main else (port, plan)
+    if plan is None or port.main not in (None, index):
+        return None
+    return port, plan
 
 
 def _watched_sdpa(

@@ -16,7 +16,7 @@ from attn_control.call import Layout, Site
 Arguments = Mapping[str, Any]
 """What the denoiser was called with, by parameter name."""
 
-LayoutOf = Callable[[Site, Arguments, Any], Layout]
+LayoutOf = Callable[[Site, Arguments, Any], Layout | None]
 Part = tuple[str, int, tuple[int, int, int] | None]
 
 
@@ -25,43 +25,129 @@ def grid(role: str, height: int, width: int, frames: int = 1) -> Part:
     return role, frames * height * width, (frames, height, width)
 
 
-def text_of(args: Arguments, name: str = "encoder_hidden_states") -> Part:
-    return "text", int(args[name].shape[1]), None
+_TEXTS = (
+    "encoder_hidden_states",
+    "encoder_hidden_states_2",
+    "encoder_hidden_states_t5",
+    "text_bth",
+)
 
 
-def _patches(args: Arguments, model: Any) -> tuple[int, ...]:
-    """Grid of a (..., height, width) sample in patches."""
-    patch = model.config.patch_size
+def text_of(args: Arguments, model: Any = None) -> Part:
+    """All text tokens, from however many encoders; a second text that the model cannot read is
+    none.
+    """
+    given = [args.get(name) for name in _TEXTS]
+    if getattr(model, "context_embedder_2", True) is None:
+        given[1] = None
+    tensors = [value[0] if isinstance(value, tuple) else value for value in given]
+    return "text", sum(int(value.shape[1]) for value in tensors if value is not None), None
+
+
+def _patches(
+    args: Arguments, model: Any, dims: tuple[int, int, int] = (-3, -2, -1)
+) -> tuple[int, int, int]:
+    """Grid (frames, height, width) of a sample in patches; ``dims``: where its sizes stand."""
     sizes = args["hidden_states"].shape
+    frames, height, width = (sizes[dim] for dim in dims)
+    frames = frames if len(sizes) == 5 else 1
+    patch = model.config.patch_size
     if isinstance(patch, int):
-        return tuple(size // patch for size in sizes[-2:])
-    return tuple(size // p for size, p in zip(sizes[-len(patch) :], patch, strict=True))
+        patch = (getattr(model.config, "patch_size_t", None) or 1, patch, patch)
+    t, h, w = (1, *patch)[-3:]
+    return -(-frames // t), height // h, width // w
+
+
+def _picture(args: Arguments, model: Any) -> Part:
+    frames, height, width = _patches(args, model)
+    return grid("video" if args["hidden_states"].ndim == 5 else "image", height, width, frames)
 
 
 def image_then_text(site: Site, args: Arguments, model: Any) -> Layout:
     """[image, text] of a latent picture; a second self-attention sees the image alone."""
-    image = grid("image", *_patches(args, model))
-    return Layout.joint(image) if site.slot == "self2" else Layout.joint(image, text_of(args))
+    image = _picture(args, model)
+    return (
+        Layout.joint(image) if site.slot == "self2" else Layout.joint(image, text_of(args, model))
+    )
 
 
 def text_then_image(site: Site, args: Arguments, model: Any) -> Layout:
-    """[text, image] of a latent picture."""
-    return Layout.joint(text_of(args), grid("image", *_patches(args, model)))
+    """[registers, text, image] of a latent picture, where the model has registers."""
+    registers = getattr(model, "register_tokens", None)
+    before = 0 if registers is None else int(registers.shape[1])
+    return Layout.joint(("register", before, None), text_of(args), _picture(args, model))
+
+
+def valid_text_then_image(site: Site, args: Arguments, model: Any) -> Layout | None:
+    """[text without its padding, image]; none if the rows' texts differ in length."""
+    lengths = set(args["encoder_attention_mask"].sum(dim=1).tolist())
+    if len(lengths) > 1:
+        return None
+    return Layout.joint(("text", int(lengths.pop()), None), _picture(args, model))
+
+
+def image_asks_text_and_image(site: Site, args: Arguments, model: Any) -> Layout:
+    """The image's queries see [text, image]."""
+    image = _picture(args, model)
+    return Layout.cross(Layout.joint(image), Layout.joint(text_of(args), image))
+
+
+def padded_image_then_text(site: Site, args: Arguments, model: Any) -> Layout:
+    """[image, padding, text]: pictures that are not square are padded to the most tokens there are;
+    the text is one encoder's, then another's last layer, then its layer for this block.
+    """
+    image = _picture(args, model)
+    square = args["hidden_states"].shape[-2] == args["hidden_states"].shape[-1]
+    padding = 0 if square else model.max_seq - image[1]
+    text = args["encoder_hidden_states_t5"].shape[1]
+    text += 2 * args["encoder_hidden_states_llama3"][0].shape[-2]
+    return Layout.joint(image, ("pad", padding, None), ("text", text, None))
+
+
+def padded_rows(site: Site, args: Arguments, model: Any) -> Layout | None:
+    """[image, padding, text with its padding] of rows given as lists, each part padded to a
+    multiple of 32; none if rows differ in that, or hold several pictures.
+    """
+    pictures, texts = args["x"], args["cap_feats"]
+    if isinstance(pictures[0], list):
+        return None
+    shapes = {tuple(picture.shape[-3:]) for picture in pictures}
+    lengths = {-(-len(text) // 32) * 32 for text in texts}
+    if len(shapes) > 1 or len(lengths) > 1:
+        return None
+    frames, height, width = shapes.pop()
+    patch = args.get("patch_size", 2)
+    image = grid("image", height // patch, width // patch, frames // args.get("f_patch_size", 1))
+    return Layout.joint(image, ("pad", -image[1] % 32, None), ("text", lengths.pop(), None))
+
+
+def text_then_frames(site: Site, args: Arguments, model: Any) -> Layout:
+    """[text, video] of latents (rows, frames, channels, height, width)."""
+    frames, height, width = _patches(args, model, dims=(1, -2, -1))
+    return Layout.joint(text_of(args), grid("video", height, width, frames))
 
 
 def text_then_packed(site: Site, args: Arguments, model: Any) -> Layout:
     """[text, image, reference] of packed latents, told apart by their position ids.
 
-    References are appended by the pipeline and marked in the first column of the ids.
+    References are appended by the pipeline and marked in the first column of the ids, or come as an
+    argument of their own. Blocks before the joint ones see the image alone.
     """
     text, tokens, ids = text_of(args), args["hidden_states"].shape[1], args.get("img_ids")
+    if ids is None and args.get("position_ids") is not None:
+        ids = args["position_ids"][text[1] :]
     if ids is None:
         return Layout.joint(text, ("image", tokens, None))
     ids = (ids[0] if ids.ndim == 3 else ids).detach().to("cpu", torch.float32)
     count = int((ids[:, 0] == ids[0, 0]).sum())
     height, width = (int(n) + 1 for n in (ids[:count, 1:3] - ids[0, 1:3]).amax(dim=0))
     shape = (1, height, width) if height * width == count else None
-    return Layout.joint(text, ("image", count, shape), ("reference", tokens - count, None))
+    image: Part = ("image", count, shape)
+    if site.slot == "self":
+        return Layout.joint(image)
+    apart = args.get("image_cond_hidden_states")
+    more = tokens - count + (0 if apart is None else int(apart.shape[1]))
+    return Layout.joint(text, image, ("reference", more, None))
 
 
 def text_then_shapes(site: Site, args: Arguments, model: Any) -> Layout:
@@ -76,17 +162,60 @@ def text_then_shapes(site: Site, args: Arguments, model: Any) -> Layout:
 
 
 def video_then_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """[video, text] of latents (batch, channels, frames, height, width)."""
-    frames, height, width = args["hidden_states"].shape[-3:]
-    p, t = model.config.patch_size, model.config.patch_size_t
-    return Layout.joint(grid("video", height // p, width // p, frames // t), text_of(args))
+    """[video, embedded picture, text] of latents (rows, channels, frames, height, width)."""
+    picture, text = args.get("image_embeds"), text_of(args, model)
+    length = 0 if picture is None else int(picture.shape[1])
+    return Layout.joint(_picture(args, model), ("reference", length, None), text)
+
+
+def video_then_mixed_text(site: Site, args: Arguments, model: Any) -> Layout:
+    """As above, but an embedded picture of zeros is none: its tokens go to the text's padding."""
+    picture, text = args["image_embeds"], text_of(args, model)
+    length = int(picture.shape[1])
+    if bool(picture.any()):
+        return Layout.joint(_picture(args, model), ("reference", length, None), text)
+    return Layout.joint(_picture(args, model), ("text", length + text[1], None))
+
+
+def _two(site: Site, args: Arguments, *parts: Part) -> Layout:
+    """Self-attention, or cross-attention to the text."""
+    own = Layout.joint(*parts)
+    return own if site.slot == "self" else Layout.cross(own, Layout.joint(text_of(args)))
 
 
 def video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """Video attends to itself, then to text; patches of (frames, height, width)."""
+    """A video or picture attends to itself, then to text."""
+    return _two(site, args, _picture(args, model))
+
+
+def reference_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
+    """As above, where the first frame is a reference."""
     frames, height, width = _patches(args, model)
+    reference = grid("reference", height, width)
+    return _two(site, args, reference, grid("video", height, width, frames - 1))
+
+
+def frames_first_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
+    """As above for latents (rows, frames, channels, height, width); an embedded picture stands
+    before the text.
+    """
+    frames, height, width = _patches(args, model, dims=(1, -2, -1))
     video = Layout.joint(grid("video", height, width, frames))
-    return video if site.slot == "self" else Layout.cross(video, Layout.joint(text_of(args)))
+    picture = args.get("encoder_hidden_states_image")
+    length = 0 if picture is None else int(picture.shape[1])
+    keys = Layout.joint(("reference", length, None), text_of(args))
+    return video if site.slot == "self" else Layout.cross(video, keys)
+
+
+def channels_last_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
+    """As above for latents (rows, frames, height, width, channels); sparse attention reorders them
+    into blocks, which has no grid.
+    """
+    frames, height, width = _patches(args, model, dims=(1, 2, 3))
+    video: Part = grid("video", height, width, frames)
+    if (args.get("sparse_params") or {}).get("to_fractal"):
+        video = (*video[:2], None)
+    return _two(site, args, video)
 
 
 def packed_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
@@ -94,8 +223,8 @@ def packed_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
     sizes = [args.get(name) for name in ("height", "width", "num_frames")]
     tokens = args["hidden_states"].shape[1]
     known = None not in sizes and sizes[0] * sizes[1] * sizes[2] == tokens
-    video = Layout.joint(grid("video", *sizes) if known else ("video", tokens, None))
-    return video if site.slot == "self" else Layout.cross(video, Layout.joint(text_of(args)))
+    num_frames = sizes.pop()
+    return _two(site, args, grid("video", *sizes, num_frames) if known else ("video", tokens, None))
 
 
 def unet(site: Site, args: Arguments, model: Any) -> Layout:
@@ -110,5 +239,4 @@ def unet(site: Site, args: Arguments, model: Any) -> Layout:
         depth = deepest - int(index[0])
     for _ in range(depth):  # each level is a convolution of stride 2 and padding 1
         height, width = -(-height // 2), -(-width // 2)
-    image = Layout.joint(grid("image", height, width))
-    return image if site.slot == "self" else Layout.cross(image, Layout.joint(text_of(args)))
+    return _two(site, args, grid("image", height, width))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from attn_control.bypass import Bypass, find_bypasses, skip_plan
-from attn_control.call import Layout, Site, Step
+from attn_control.call import Layout, Site, Step, rows_in, tensor_in
 from attn_control.entry import Entry
+from attn_control.errors import AttnControlError
 from attn_control.families import Family
 from attn_control.intercept import Interception
 from attn_control.plan import Plan, PlanBuilder
@@ -40,6 +41,13 @@ class Pass:
     appended: int = 0
 
 
+def _shape(value: Any) -> Any:
+    """Shapes of a tensor, or of all in a list."""
+    if isinstance(value, list):
+        return tuple(map(_shape, value))
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
 class Phases:
     """The plans of one model: looked up by phase and shape, put on the ports before each
     forward.
@@ -49,7 +57,7 @@ class Phases:
         self.model, self.family, self.interception = model, family, interception
         self.entries: list[Entry] = []
         self._bypasses: dict[tuple[Site, str], list[Bypass]] = {}
-        self._plans: dict[Any, tuple[dict[Any, Any], Any]] = {}
+        self._plans: dict[Any, tuple[dict[Any, Any], list[Any]]] = {}
 
     def set_entries(self, entries: list[Entry]) -> None:
         """The controls in force changed: forget what was compiled, swap the modules to be
@@ -64,6 +72,8 @@ class Phases:
             port.fired = None
         for number, entry in enumerate(entries):
             entry.number = number
+            if self.family.layout is None and "layout" in entry.control.needs:
+                raise self._no_layout(entry.control, next(iter(entry.heads)))
             kind = entry.control.bypass
             for site in entry.heads if kind else ():
                 assert kind is not None
@@ -90,19 +100,19 @@ class Phases:
         """The plans of a pass, by port."""
         if not run.acting:
             return {}
-        sample: Tensor = run.arguments[self.family.sample]
-        shapes = tuple((name, _signature(value)) for name, value in run.arguments.items())
-        # Some models tell image from reference by the values of position ids. Their identity stands
-        # for the values: kept beside the plans, it cannot be given to another tensor.
-        ids = run.arguments.get("img_ids")
+        sample = tensor_in(run.arguments[self.family.sample])
+        shapes = tuple((name, _shape(value)) for name, value in run.arguments.items())
         numbers = tuple(entry.number for entry in run.acting)
         rows = (run.cond, run.perturbed, run.appended)
-        key = (numbers, rows, shapes, sample.device, sample.dtype, id(ids))
+        # What decides a layout by its values: tensors by identity, kept alive while they are keys.
+        held = [run.arguments.get(name) for name in sorted(self.family.by_value)]
+        values = tuple(id(v) if isinstance(v, Tensor) else repr(v) for v in held)
+        key = (numbers, rows, shapes, values, sample.device, sample.dtype)
         if key not in self._plans:
             if len(self._plans) == MAX_STRUCTURES:
                 self._plans.pop(next(iter(self._plans)))
             with torch.inference_mode(False):  # plans outlive the mode they are made in
-                self._plans[key] = self._build(run, sample), ids
+                self._plans[key] = self._build(run, sample), held
         return self._plans[key][0]
 
     def _all_bypasses(self) -> list[Bypass]:
@@ -114,14 +124,22 @@ class Phases:
             selecting = [e for e in run.acting if port.site in e.heads and e.control.bypass is None]
             if not selecting:
                 continue
-            layout: Layout = self.family.layout(port.site, run.arguments, self.model)
-            rows = sample.shape[0] + run.appended
+            layout = self._layout(port.site, run)
+            rows = rows_in(run.arguments[self.family.sample]) + run.appended
             builder = PlanBuilder(len(self.entries), port.site, device, rows)
             for entry in selecting:
                 control = entry.control
-                control.check(port.site, layout)
+                if layout is not None:
+                    control.check(port.site, layout)
+                elif "layout" in control.needs:
+                    raise self._no_layout(control, port.site)
                 own = run.perturbed if control.guidance_scale is not None else None
                 own = run.cond if control.appends else own
+                if own is not None and self.family.folded:
+                    raise AttnControlError(
+                        f"{control}: attention of {self.family.name} has other rows than the batch,"
+                        " so that cond rows cannot be changed alone there"
+                    )
                 control.contribute(builder, entry.number, layout, entry.heads[port.site], own)
             plan = builder.build()
             if plan is not None:
@@ -131,6 +149,21 @@ class Phases:
             if port.fired is None or port.fired.device != device:
                 port.fired = torch.zeros(len(self.entries), dtype=torch.int64, device=device)
         return plans
+
+    def _layout(self, site: Site, run: Pass) -> Layout | None:
+        if self.family.layout is None:
+            return None
+        return self.family.layout(site, run.arguments, self.model)
+
+    def _no_layout(self, control: Any, site: Site) -> AttnControlError:
+        if self.family.layout is None:
+            why = "the order of its tokens is not known yet"
+        else:
+            why = f"the rows of this batch have no common order of tokens at {site.label}"
+        return AttnControlError(
+            f"{control}: needs to know which tokens are which in {self.family.name}, but {why};"
+            " expected a control that acts on all tokens, such as SoftPAG(..., tokens='all')"
+        )
 
     def _skips(self, run: Pass, device: torch.device) -> dict[Any, Any]:
         plans: dict[Any, Any] = {}
@@ -142,12 +175,3 @@ class Phases:
                         entry.control, entry.number, len(self.entries), device
                     )
         return plans
-
-
-def _signature(value: Any) -> Any:
-    """What of an argument decides the layout: shapes of tensors, sizes given as plain numbers."""
-    if isinstance(value, Tensor):
-        return tuple(value.shape)
-    if isinstance(value, (list, tuple)):
-        return tuple(_signature(item) for item in value)
-    return value if isinstance(value, int) else None

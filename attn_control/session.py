@@ -69,18 +69,31 @@ class Session:
         except BaseException:
             self._leave()
             raise
-        for denoiser in self._denoisers:
-            own = set(denoiser.sites)
-            mine = []
-            for number, heads in enumerate(chosen):
-                entry = Entry(
-                    controls[number], {site: which for site, which in heads.items() if site in own}
-                )
-                if entry.heads:
-                    mine.append(entry)
-                    self._entries[number].append(entry)
-            denoiser.sessions.append((self, mine))
-            denoiser.set_entries([entry for _, entries in denoiser.sessions for entry in entries])
+        try:
+            for denoiser in self._denoisers:
+                self._enter(denoiser, chosen)
+        except BaseException:
+            for denoiser in self._denoisers:
+                if denoiser.sessions and denoiser.sessions[-1][0] is self:
+                    denoiser.sessions.pop()
+                    denoiser.set_entries([e for _, mine in denoiser.sessions for e in mine])
+            self._leave()
+            raise
+
+    def _enter(self, denoiser: Denoiser, chosen: list[dict[Site, tuple[int, ...]]]) -> None:
+        """Put the controls in force on one denoiser."""
+        own = set(denoiser.sites)
+        mine = []
+        for number, heads in enumerate(chosen):
+            entry = Entry(
+                self.controls[number],
+                {site: which for site, which in heads.items() if site in own},
+            )
+            if entry.heads:
+                mine.append(entry)
+                self._entries[number].append(entry)
+        denoiser.sessions.append((self, mine))
+        denoiser.set_entries([entry for _, entries in denoiser.sessions for entry in entries])
 
     def _join(self, model: nn.Module, component: str) -> Denoiser:
         denoiser = model.__dict__.get("_attn_control")

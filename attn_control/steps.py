@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attn_control.call import Step
+from attn_control.call import Step, rows_in
 from attn_control.errors import AttnControlError
 from attn_control.families import COMPONENTS, Arguments, Family, unwrap
 
@@ -42,18 +43,39 @@ def calling_pipeline(model: nn.Module) -> Any:
     scheduler and the guidance flag of this call.
     """
     model = unwrap(model)
+    for owner, _ in _methods():
+        # What diffusers' pipelines have and a user's own classes do not.
+        if hasattr(type(owner), "components") and hasattr(owner, "scheduler"):
+            parts = (getattr(owner, name, None) for name in COMPONENTS)
+            if any(part is not None and unwrap(part) is model for part in parts):
+                return owner
+    return None
+
+
+def _methods() -> Iterator[tuple[Any, FrameType]]:
+    """The running methods of the call stack, innermost first: their object and their frame."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_argcount and code.co_varnames[0] == "self":
-            owner = frame.f_locals.get("self")
-            # What diffusers' pipelines have and a user's own classes do not.
-            if hasattr(type(owner), "components") and hasattr(owner, "scheduler"):
-                parts = (getattr(owner, name, None) for name in COMPONENTS)
-                if any(part is not None and unwrap(part) is model for part in parts):
-                    return owner
+            yield frame.f_locals.get("self"), frame
         frame = frame.f_back
-    return None
+
+
+def guides_itself(pipe: Any) -> bool:
+    """Whether a pipeline runs classifier-free guidance now.
+
+    Many say so only in a local variable of the method that samples. Some have that and an attribute
+    too: then the attribute counts if that method reads it.
+    """
+    name = "do_classifier_free_guidance"
+    for owner, frame in _methods():
+        code = frame.f_code
+        if owner is pipe and "apply_cfg" in code.co_varnames:  # decided anew at each step
+            return bool(frame.f_locals.get("apply_cfg", False))
+        if owner is pipe and name in code.co_varnames and name not in code.co_names:
+            return bool(frame.f_locals.get(name, False))
+    return bool(getattr(pipe, name, False))
 
 
 class StepTracker:
@@ -80,7 +102,7 @@ class StepTracker:
             arguments: what it is called with, by name.
             context: the name given to diffusers' ``cache_context``, if any.
         """
-        rows = int(arguments[family.sample].shape[0])
+        rows = rows_in(arguments[family.sample])
         scheduler = getattr(self.pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
         if scheduler is None or not isinstance(timesteps, torch.Tensor) or timesteps.numel() == 0:
@@ -126,6 +148,8 @@ class StepTracker:
             return (
                 run.position
             )  # the scheduler counts from its first step on, and has not made one yet
+        if family.timestep_scale is None:
+            return run.position if run is not None else 0
         given: Any = arguments.get("timestep")
         value = (
             float(given.max() if isinstance(given, torch.Tensor) else given) / family.timestep_scale
@@ -150,7 +174,7 @@ class StepTracker:
     def _branch(
         self, family: Family, arguments: Arguments, context: str | None, rows: int, calls: int
     ) -> tuple[str, ...]:
-        if family.cfg == "batched":
+        if family.cfg.startswith("batched"):
             if getattr(self.pipe, "do_perturbed_attention_guidance", False):
                 raise AttnControlError(
                     f"{type(self.pipe).__name__} already runs its own perturbed rows; use the"
@@ -158,15 +182,19 @@ class StepTracker:
                 )
             if arguments.get("skip_layers") is not None:
                 return ("other:skip_layers",) * rows
-            if getattr(self.pipe, "do_classifier_free_guidance", False):
+            if context not in (None, "cond_uncond"):  # a pipeline's own perturbed forward
+                return (f"other:{context}",) * rows
+            if guides_itself(self.pipe):
                 if rows % 2:
                     raise AttnControlError(
                         f"classifier-free guidance needs an even batch, the denoiser got {rows}"
                         " rows"
                     )
-                return ("uncond",) * (rows // 2) + ("cond",) * (rows // 2)
+                halves = ("cond", "uncond") if "cond first" in family.cfg else ("uncond", "cond")
+                return tuple(branch for branch in halves for _ in range(rows // 2))
             return ("cond",) * rows
         if context is not None:
+            context = context.removeprefix("pred_")  # as diffusers' guiders name their batches
             return (context if context in ("cond", "uncond") else f"other:{context}",) * rows
         return (("cond", "uncond")[calls] if calls < 2 else f"other:{calls}",) * rows
 

@@ -30,10 +30,13 @@ class Softmax:
     out: Tensor
 
 
-def dense(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
+def dense(q: Tensor, k: Tensor, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
     """The attention map in float64."""
     scores = q.double() @ k.double().transpose(-1, -2)
     scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if mask is not None:
+        far = torch.finfo(torch.float64).min / 2  # finite: rows without any key stay numbers
+        scores = scores.masked_fill(~mask, far) if mask.dtype == torch.bool else scores + mask
     scores = (scores - scores.amax(-1, keepdim=True)).exp()
     return scores / scores.sum(-1, keepdim=True)
 
@@ -84,8 +87,11 @@ def attention(
             return _SDPA(query, key, value, *args, **kwargs)
         name = current[-1]
         if name in changes:
-            a = dense(query, key, kwargs.get("scale"))
-            out = changes[name](a, value.double()).to(query.dtype)
+            mask = args[0] if args else kwargs.get("attn_mask")
+            repeats = query.shape[1] // key.shape[1]
+            a = dense(query, key.repeat_interleave(repeats, 1), kwargs.get("scale"), mask)
+            v = value.repeat_interleave(repeats, 1).double()
+            out = changes[name](a, v).to(query.dtype)
         else:
             out = _SDPA(query, key, value, *args, **kwargs)
         seen.setdefault(name, []).append(Softmax(query, key, value, out))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attn_control.call import Call, Step
+from attn_control.errors import AttnControlError
 from attn_control.kernels.paths import PATHS
 from attn_control.kernels.targets import Block, Target, identity
 
@@ -113,6 +114,12 @@ class Blend:
             prepare(step)
 
     def __call__(self, out: Tensor, call: Call) -> Tensor:
+        if call.q.shape[2] != call.k.shape[2]:
+            raise AttnControlError(
+                f"SoftPAG: {call.site.label} attends from {call.q.shape[2]} queries to"
+                f" {call.k.shape[2]} keys; the identity needs query i and key i to be the same"
+                " token"
+            )
         strengths = self.u() if isinstance(self.u, Gates) else self.u
         repeats = out.shape[1] // call.v.shape[1]
         k = call.k if repeats == 1 else call.k.repeat_interleave(repeats, dim=1)

@@ -70,8 +70,15 @@ def table(scores: list[dict[str, Any]], settings: list[str]) -> str:
 
 
 def evaluate(
-    name: str, out: Path, *, limit: int | None = None, guidance: float | None = None,
-    batch: int = 20, pipe: Any = None, baseline: bool = True, **overrides: Any,
+    name: str,
+    out: Path,
+    *,
+    limit: int | None = None,
+    guidance: float | None = None,
+    batch: int = 20,
+    pipe: Any = None,
+    baseline: bool = True,
+    **overrides: Any,
 ) -> list[dict[str, Any]]:
     """Render and score; returns the rows that it writes to `out/scores.json`."""
     import torch

@@ -51,8 +51,15 @@ def loss_of(vae: AutoencoderTiny, x: torch.Tensor, noise: torch.Tensor) -> torch
 
 
 def train(
-    work: Path, steps: int, *, batch: int = 16, count: int = 8000, peak: float = 2e-3,
-    seed: int = 1, resume: bool = False, width: int = 32,
+    work: Path,
+    steps: int,
+    *,
+    batch: int = 16,
+    count: int = 8000,
+    peak: float = 2e-3,
+    seed: int = 1,
+    resume: bool = False,
+    width: int = 32,
 ) -> AutoencoderTiny:
     """Train, keep `work/autoencoder.pt` resumable, save the averaged weights to `work/vae`."""
     torch.manual_seed(seed)
@@ -109,8 +116,14 @@ def _weights(x: torch.Tensor) -> torch.Tensor:
 
 
 def refine_decoder(
-    work: Path, steps: int, *, batch: int = 16, count: int = 8000, peak: float = 1e-3,
-    seed: int = 2, resume: bool = False,
+    work: Path,
+    steps: int,
+    *,
+    batch: int = 16,
+    count: int = 8000,
+    peak: float = 1e-3,
+    seed: int = 2,
+    resume: bool = False,
 ) -> None:
     """Train only the decoder on, the latents staying as they are: `work/vae` to `work/vae-refined`.
 

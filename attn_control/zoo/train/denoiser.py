@@ -83,8 +83,13 @@ def draw_batch(
 
 
 def _losses(
-    trainee: Trainee, fine: bool, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor,
-    pooled: torch.Tensor, target: torch.Tensor,
+    trainee: Trainee,
+    fine: bool,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    states: torch.Tensor,
+    pooled: torch.Tensor,
+    target: torch.Tensor,
 ) -> torch.Tensor:
     coarse = None if fine else trainee.coarse
     out = door.velocity(trainee.denoiser, x, t * 1000, states, pooled, coarse)
@@ -106,8 +111,14 @@ def optimizers(trainee: Trainee, s: Settings) -> list[torch.optim.Optimizer]:
 
 
 def train(
-    work: Path, s: Settings, data: tuple[torch.Tensor, torch.Tensor], *, resume: bool = False,
-    init_from: Path | None = None, save_every: int = 250, stop_at: int | None = None,
+    work: Path,
+    s: Settings,
+    data: tuple[torch.Tensor, torch.Tensor],
+    *,
+    resume: bool = False,
+    init_from: Path | None = None,
+    save_every: int = 250,
+    stop_at: int | None = None,
 ) -> Trainee:
     """Train; keeps `work/denoiser.pt`, resumable. Returns the trainee with its current weights.
 

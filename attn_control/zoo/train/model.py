@@ -53,8 +53,12 @@ class Coarse(nn.Module):
 
 
 def velocity(
-    model: SD3Transformer2DModel, x: torch.Tensor, t: torch.Tensor, states: torch.Tensor,
-    pooled: torch.Tensor, coarse: Coarse | None = None,
+    model: SD3Transformer2DModel,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    states: torch.Tensor,
+    pooled: torch.Tensor,
+    coarse: Coarse | None = None,
 ) -> torch.Tensor:
     """What `model(...)` computes, or the same blocks behind the coarse door.
 

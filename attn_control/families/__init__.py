@@ -1,0 +1,38 @@
+"""Per-model facts, as data: the only folder in which a model's class is named.
+
+A new model is one row of ``pictures.py`` or ``videos.py``: where its blocks are in execution order,
+which attention is which, in which order the tokens stand, and how its pipelines run classifier-free
+guidance. What has no row is in ``refused.py``, with the reason.
+"""
+
+from attn_control.families.family import EVERY, Family
+from attn_control.families.find import (
+    COMPONENTS,
+    FAMILIES,
+    bind,
+    denoisers,
+    family_of,
+    find_sites,
+    parameters,
+    unwrap,
+)
+from attn_control.families.refused import REFUSED
+from attn_control.families.rows import repeat_rows, slice_rows
+from attn_control.layouts import Arguments
+
+__all__ = [
+    "COMPONENTS",
+    "EVERY",
+    "FAMILIES",
+    "REFUSED",
+    "Arguments",
+    "Family",
+    "bind",
+    "denoisers",
+    "family_of",
+    "find_sites",
+    "parameters",
+    "repeat_rows",
+    "slice_rows",
+    "unwrap",
+]

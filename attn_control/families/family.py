@@ -1,0 +1,69 @@
+"""What a row of the table of models says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from attn_control.call import Site
+from attn_control.layouts import LayoutOf
+
+EVERY = ("every",)
+"""Parts of a processor call that makes one softmax a row: all of them are the main one."""
+
+
+def evenly(steps: int) -> list[float]:
+    """Noise levels from 1 down in even steps, before any shift."""
+    return [1 - n / steps for n in range(steps)]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: what people call it.
+        denoiser: class name in diffusers.
+        blocks: module paths of its blocks, "#" for an index, in execution order.
+        slots: attention module's name inside a block -> slot; a name that blocks of two kinds share
+            is written out, "path.of.#.name".
+        layout: (site, arguments, model) -> Layout of that site's main softmax, or None where the
+            rows of a batch have none in common. None instead of a function: the order of tokens is
+            not proved, and only controls that need no layout work ("attach-only").
+        cfg: "batched" (rows [uncond, cond] in one call), "batched, cond first" or "split" (a call
+            each, cond first).
+        sample: the argument that holds the noisy latents; its first dimension is the batch.
+        sigmas: number of steps -> noise levels that its pipelines hand to the scheduler, where they
+            do not leave them to it.
+        timestep_scale: what pipelines multiply the scheduler's timestep by; None where they turn it
+            into something else, so that only the scheduler's own index tells the step.
+        row_fields: arguments with a batch dimension, for perturbing the cond rows only; empty: full
+            batch.
+        by_value: arguments whose values, and not just shapes, decide the layout.
+        folded: attention folds frames into the batch or takes rows apart: its rows are others.
+        block_returns: the arguments that a block hands on, in the order in which it returns them;
+            empty where blocks cannot be skipped yet.
+        feed_forward: names of the feed-forward modules inside a block.
+        shared_fields: tensors that all rows share.
+        text: the argument that holds the text embedding.
+        parts: slot -> names of the softmax calls that one processor call makes, when not just
+            "main"; or ``EVERY``.
+    """
+
+    name: str
+    denoiser: str
+    blocks: tuple[str, ...]
+    slots: Mapping[str, str]
+    layout: LayoutOf | None
+    cfg: str
+    block_returns: tuple[str, ...] = ()
+    feed_forward: tuple[str, ...] = ("ff", "ff_context")
+    sample: str = "hidden_states"
+    sigmas: Callable[[int], Sequence[float]] | None = None
+    timestep_scale: float | None = 1.0
+    row_fields: frozenset[str] = frozenset()
+    by_value: frozenset[str] = frozenset()
+    folded: bool = False
+    shared_fields: frozenset[str] = frozenset()
+    text: str = "encoder_hidden_states"
+    parts: Callable[[Site], tuple[str, ...]] = field(default=lambda site: ("main",))

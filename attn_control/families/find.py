@@ -1,0 +1,125 @@
+"""Which family a model is of, where its attention is, and what it was called with."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, cast
+
+from torch import nn
+
+from attn_control.call import Site
+from attn_control.errors import AttnControlError
+from attn_control.families.family import Family
+from attn_control.families.pictures import PICTURES
+from attn_control.families.refused import REFUSED
+from attn_control.families.videos import VIDEOS
+
+COMPONENTS = ("transformer", "transformer_2", "unet")
+FAMILIES = PICTURES + VIDEOS
+_BY_CLASS = {family.denoiser: family for family in FAMILIES}
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside ``torch.compile``'s wrapper, or the module itself."""
+    return getattr(model, "_orig_mod", model)
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family row of a denoiser. Raises AttnControlError for a class without a row."""
+    for cls in type(unwrap(model)).__mro__:
+        if cls.__name__ in _BY_CLASS:
+            return _BY_CLASS[cls.__name__]
+        if cls.__name__ in REFUSED:
+            raise AttnControlError(
+                f"attach: {cls.__name__} cannot be controlled: {REFUSED[cls.__name__]}"
+            )
+    known = ", ".join(f"{family.denoiser} ({family.name})" for family in FAMILIES)
+    raise AttnControlError(
+        f"attach: {type(unwrap(model)).__name__} is not a model that attn_control knows; known:"
+        f" {known}"
+    )
+
+
+def denoisers(target: Any) -> dict[str, nn.Module]:
+    """The denoisers of a pipeline, or the bare model itself, by component name.
+
+    Raises:
+        AttnControlError: neither a pipeline with a denoiser nor a model.
+    """
+    if isinstance(target, nn.Module):
+        name = "unet" if family_of(target).sample == "sample" else "transformer"
+        return {name: target}
+    parts = ((name, getattr(target, name, None)) for name in COMPONENTS)
+    found = {name: module for name, module in parts if isinstance(module, nn.Module)}
+    if not found:
+        raise AttnControlError(
+            f"attach: expected a diffusers pipeline with a {' or '.join(COMPONENTS)}, or such a"
+            " model;"
+            f" got {type(target).__name__}"
+        )
+    for module in found.values():
+        family_of(module)
+    return found
+
+
+def find_sites(model: nn.Module, component: str) -> list[Site]:
+    """The denoiser's attention modules with a callable ``processor``, in execution order."""
+    model = unwrap(model)
+    family = family_of(model)
+    patterns = [
+        re.compile(re.escape(path).replace(r"\#", r"(\d+)") + r"\.(\w+)") for path in family.blocks
+    ]
+    found: list[tuple[tuple[int, ...], str, str, Any]] = []
+    for name, module in model.named_modules():
+        if not callable(getattr(module, "processor", None)):
+            continue
+        for order, pattern in enumerate(patterns):
+            match = pattern.fullmatch(name)
+            if match is None:
+                continue
+            *index, leaf = match.groups()
+            slot = family.slots.get(f"{family.blocks[order]}.{leaf}", family.slots.get(leaf))
+            if slot is not None:
+                found.append(((order, *map(int, index)), name, slot, module))
+    if not found:
+        raise AttnControlError(
+            f"attach: {type(model).__name__} has no attention module with a processor"
+        )
+    layers = {key: n for n, key in enumerate(sorted({key for key, *_ in found}))}
+    sites = [
+        Site(
+            name=name,
+            model=component,
+            layer=layers[key],
+            slot=slot,
+            **_geometry(module),
+            module=module,
+        )
+        for key, name, slot, module in found
+    ]
+    return sorted(sites, key=lambda site: (site.layer, site.slot != "joint", site.slot == "cross"))
+
+
+def _geometry(module: Any) -> dict[str, int]:
+    """Heads, key heads and their width, under the names that diffusers' attention classes use."""
+    heads = int(getattr(module, "heads", 0) or module.num_heads)
+    width = getattr(module, "inner_dim", None)
+    if width is None:
+        width = getattr(module, "to_q", None) or module.to_query
+        width = width.out_features
+    kv_heads = getattr(module, "num_kv_heads", None) or heads
+    return {"heads": heads, "kv_heads": int(kv_heads), "head_dim": int(width) // heads}
+
+
+@lru_cache(64)
+def parameters(cls: Any) -> tuple[str, ...]:
+    """Names of the arguments of a module class's forward."""
+    return tuple(inspect.signature(cls.forward).parameters)[1:]
+
+
+def bind(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The denoiser's arguments by name, read off the class: hooks hide the instance's."""
+    return {**dict(zip(parameters(cast(Any, type(unwrap(model)))), args, strict=False)), **kwargs}

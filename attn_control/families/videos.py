@@ -1,0 +1,303 @@
+"""Models of videos, as data: facts read off diffusers 0.42.1."""
+
+from __future__ import annotations
+
+from attn_control import layouts
+from attn_control.call import Site
+from attn_control.families.family import EVERY, Family, evenly
+
+
+def _wan_parts(site: Site) -> tuple[str, ...]:
+    image = site.slot == "cross" and getattr(site.module, "add_k_proj", None) is not None
+    return ("image", "main") if image else ("main",)
+
+
+_FLUX_ROWS = frozenset(
+    {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"}
+)
+_FLUX_BLOCKS = ("transformer_blocks.#", "single_transformer_blocks.#")
+_TWO = {"attn1": "self", "attn2": "cross"}
+_WAN_ROWS = frozenset(
+    {"hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep"}
+)
+
+VIDEOS: tuple[Family, ...] = (
+    Family(
+        name="Wan 2.1, 2.2",
+        denoiser="WanTransformer3DModel",
+        blocks=("blocks.#",),
+        slots=_TWO,
+        layout=layouts.video_and_text,
+        cfg="split",
+        block_returns=("hidden_states",),
+        feed_forward=("ffn",),
+        parts=_wan_parts,
+        row_fields=_WAN_ROWS,
+    ),
+    Family(
+        name="Wan VACE",
+        denoiser="WanVACETransformer3DModel",
+        blocks=("blocks.#", "vace_blocks.#"),
+        slots=_TWO,
+        layout=layouts.video_and_text,
+        cfg="split",
+        parts=_wan_parts,
+        row_fields=_WAN_ROWS | {"control_hidden_states"},
+        shared_fields=frozenset({"control_hidden_states_scale"}),
+    ),
+    Family(
+        name="SkyReels-V2",
+        denoiser="SkyReelsV2Transformer3DModel",
+        blocks=("blocks.#",),
+        slots=_TWO,
+        layout=layouts.video_and_text,
+        cfg="split",
+        parts=_wan_parts,
+        row_fields=_WAN_ROWS | {"fps"},
+    ),
+    Family(
+        name="ChronoEdit",
+        denoiser="ChronoEditTransformer3DModel",
+        blocks=("blocks.#",),
+        slots=_TWO,
+        layout=layouts.video_and_text,
+        cfg="split",
+        parts=_wan_parts,
+        row_fields=_WAN_ROWS,
+    ),
+    Family(
+        name="HunyuanVideo",
+        denoiser="HunyuanVideoTransformer3DModel",
+        blocks=_FLUX_BLOCKS,
+        slots={"attn": "joint"},
+        layout=layouts.video_then_text,
+        cfg="split",
+        sigmas=evenly,
+        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+    ),
+    Family(
+        name="LTX-Video",
+        denoiser="LTXVideoTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots=_TWO,
+        layout=layouts.packed_video_and_text,
+        by_value=frozenset({"num_frames", "height", "width"}),
+        cfg="batched",
+        sigmas=evenly,
+        row_fields=frozenset(
+            {
+                "hidden_states",
+                "encoder_hidden_states",
+                "timestep",
+                "encoder_attention_mask",
+                "video_coords",
+            }
+        ),
+    ),
+    Family(
+        name="LTX-2",
+        denoiser="LTX2VideoTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots=_TWO,  # of the video; audio, and what passes between the two, is left alone
+        layout=layouts.packed_video_and_text,
+        by_value=frozenset({"num_frames", "height", "width"}),
+        cfg="batched",
+        sigmas=evenly,
+        row_fields=frozenset(
+            {
+                "hidden_states",
+                "audio_hidden_states",
+                "encoder_hidden_states",
+                "audio_encoder_hidden_states",
+                "timestep",
+                "audio_timestep",
+                "sigma",
+                "audio_sigma",
+                "encoder_attention_mask",
+                "audio_encoder_attention_mask",
+                "video_coords",
+                "audio_coords",
+            }
+        ),
+    ),
+    Family(
+        name="CogVideoX",
+        denoiser="CogVideoXTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots={"attn1": "joint"},
+        layout=layouts.text_then_frames,
+        cfg="batched",
+        block_returns=("hidden_states", "encoder_hidden_states"),
+        row_fields=_FLUX_ROWS | {"timestep_cond"},
+        shared_fields=frozenset({"image_rotary_emb", "ofs"}),
+    ),
+    Family(
+        name="ConsisID",
+        denoiser="ConsisIDTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots={"attn1": "joint"},
+        layout=layouts.text_then_frames,
+        cfg="batched",
+        row_fields=_FLUX_ROWS | {"timestep_cond"},
+        shared_fields=frozenset({"image_rotary_emb"}),
+    ),
+    Family(
+        name="HunyuanVideo 1.5",
+        denoiser="HunyuanVideo15Transformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots={"attn": "joint"},
+        layout=layouts.video_then_mixed_text,
+        by_value=frozenset({"image_embeds"}),
+        cfg="split",
+        sigmas=evenly,
+        row_fields=_FLUX_ROWS
+        | {
+            "timestep_r",
+            "encoder_attention_mask",
+            "encoder_hidden_states_2",
+            "encoder_attention_mask_2",
+            "image_embeds",
+        },
+    ),
+    Family(
+        name="Kandinsky 5",
+        denoiser="Kandinsky5Transformer3DModel",
+        blocks=("visual_transformer_blocks.#",),
+        slots={"self_attention": "self", "cross_attention": "cross"},
+        layout=layouts.channels_last_video_and_text,
+        by_value=frozenset({"sparse_params"}),
+        cfg="split",
+        row_fields=_FLUX_ROWS,
+        shared_fields=frozenset({"visual_rope_pos", "text_rope_pos", "sparse_params"}),
+    ),
+    Family(
+        name="Wan Animate",
+        denoiser="WanAnimateTransformer3DModel",
+        blocks=("blocks.#",),
+        slots=_TWO,
+        layout=layouts.reference_video_and_text,
+        cfg="split",
+        parts=_wan_parts,
+        row_fields=_WAN_ROWS | {"pose_hidden_states", "face_pixel_values"},
+    ),
+    Family(
+        name="Cosmos 1, 2, 2.5",
+        denoiser="CosmosTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots=_TWO,
+        layout=layouts.video_and_text,
+        cfg="split",
+        timestep_scale=None,
+        row_fields=_FLUX_ROWS | {"condition_mask", "attention_mask"},
+        shared_fields=frozenset({"padding_mask"}),
+    ),
+    Family(
+        name="Allegro",
+        denoiser="AllegroTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots=_TWO,
+        layout=layouts.video_and_text,
+        cfg="batched",
+        row_fields=_FLUX_ROWS | {"attention_mask", "encoder_attention_mask"},
+        shared_fields=frozenset({"image_rotary_emb"}),
+    ),
+    Family(
+        name="Motif-Video",
+        denoiser="MotifVideoTransformer3DModel",
+        blocks=_FLUX_BLOCKS,
+        slots={"attn": "joint"},
+        layout=layouts.video_then_text,
+        cfg="split",
+        row_fields=_FLUX_ROWS | {"encoder_attention_mask", "image_embeds"},
+    ),
+    Family(
+        name="HunyuanVideo FramePack",
+        denoiser="HunyuanVideoFramepackTransformer3DModel",
+        blocks=_FLUX_BLOCKS,
+        slots={"attn": "joint"},
+        layout=None,  # histories of three resolutions stand before the video
+        cfg="split",
+        row_fields=_FLUX_ROWS
+        | {
+            "encoder_attention_mask",
+            "image_embeds",
+            "latents_clean",
+            "latents_history_2x",
+            "latents_history_4x",
+        },
+        shared_fields=frozenset(
+            {
+                "indices_latents",
+                "indices_latents_clean",
+                "indices_latents_history_2x",
+                "indices_latents_history_4x",
+            }
+        ),
+    ),
+    Family(
+        name="Helios",
+        denoiser="HeliosTransformer3DModel",
+        blocks=("blocks.#",),
+        slots=_TWO,
+        layout=None,  # histories of three resolutions stand before the video
+        cfg="split",
+        row_fields=_FLUX_ROWS,
+    ),
+    Family(
+        name="Latte",
+        denoiser="LatteTransformer3DModel",
+        blocks=("transformer_blocks.#", "temporal_transformer_blocks.#"),
+        slots=_TWO,
+        layout=None,  # pictures one by one, then the frames of each place
+        cfg="batched",
+        folded=True,
+        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+    ),
+    Family(
+        name="Mochi",
+        denoiser="MochiTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots={"attn1": "joint"},
+        layout=None,  # each row has a softmax of its own, without its text's padding
+        cfg="batched",
+        folded=True,
+        parts=lambda site: EVERY,
+        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+    ),
+    Family(
+        name="Sana-Video",
+        denoiser="SanaVideoTransformer3DModel",
+        blocks=("transformer_blocks.#",),
+        slots={"attn2": "cross"},  # attn1 is linear attention: no softmax to control
+        layout=layouts.video_and_text,
+        cfg="batched",
+        timestep_scale=None,
+        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+    ),
+    Family(
+        name="AnimateDiff",
+        denoiser="UNetMotionModel",
+        blocks=(
+            "down_blocks.#.attentions.#.transformer_blocks.#",
+            "mid_block.attentions.#.transformer_blocks.#",
+            "up_blocks.#.attentions.#.transformer_blocks.#",
+        ),
+        slots=_TWO,
+        layout=layouts.unet,  # of each frame on its own; motion modules are left alone
+        cfg="batched",
+        sample="sample",
+        folded=True,
+        row_fields=frozenset(
+            {"sample", "timestep", "encoder_hidden_states", "added_cond_kwargs", "attention_mask"}
+        ),
+    ),
+    Family(
+        name="AnyFlow",
+        denoiser="AnyFlowTransformer3DModel",
+        blocks=("blocks.#",),
+        slots=_TWO,
+        layout=layouts.frames_first_video_and_text,
+        cfg="batched",
+        row_fields=_WAN_ROWS | {"r_timestep"},
+    ),
+)
