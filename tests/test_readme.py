@@ -7,87 +7,134 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
+import test_attach_only
+import test_z_image
 import tiny
 import tiny_pipelines
 import torch
+from tiny_attach_only import ATTACH_ONLY
+from tiny_more import MORE, more_inputs
+from tiny_pictures import PICTURES
+from tiny_videos import VIDEOS
 
 from attn_control import AttnControlError, attach
-from attn_control.call import Layout
+from attn_control.call import Layout, sample_of
 from attn_control.families import FAMILIES, Family, family_of
 from attn_control.processors import CONTROLS, HeadGate, SoftPAG
 
 README = Path(__file__).parent.parent / "README.md"
-CFG = {"batched": "one call, rows [uncond, cond]", "split": "two calls, or none"}
+CFG = {
+    "batched": "one call",
+    "batched, cond first": "one call, cond first",
+    "split": "two calls, or none",
+}
+ALL = list(CONTROLS)
 
 
-def _order(layout: Layout) -> str:
-    names = [s.role for s in layout.q]
+def _order(layout: Layout | None) -> str:
+    if layout is None:
+        return "not known yet"
+    names = "[" + ", ".join(dict.fromkeys(s.role for s in layout.q)) + "]"
     if layout.is_self:
-        return "[" + ", ".join(names) + "]"
-    return f"{', '.join(names)} -> {', '.join(s.role for s in layout.k)}"
+        return names
+    return f"{names} -> [" + ", ".join(dict.fromkeys(s.role for s in layout.k)) + "]"
 
 
-def _works(model: Any, call: dict[str, Any], control: Any) -> bool:
+def _models() -> Iterator[tuple[str | None, Any, dict[str, Any]]]:
+    """A tiny model of every family, with a call of it; a name where a row has several."""
+    names = {"sd15": "SD 1.5", "sdxl": "SDXL", "sd3": "SD3", "sd35": "SD3.5"}
+    for key, make in tiny.MODELS.items():
+        yield names.get(key), make(), tiny.family_inputs(key)
+    for key, make in MORE.items():
+        yield None, make(), more_inputs(key)
+    for wide in (PICTURES, VIDEOS, ATTACH_ONLY):
+        for one in wide.values():
+            yield None, one.make(), one.call()
+    yield None, test_z_image.MAKE(), test_z_image._call()
+    yield None, test_attach_only.QWEN.make(), test_attach_only.QWEN.call()
+    yield None, *test_attach_only._animatediff()
+
+
+def _fires(model: Any, call: dict[str, Any], control: Any) -> bool:
     """The control fires on this model, changes its prediction, and leaves no trace."""
     with torch.no_grad():
-        plain = model(**call, return_dict=False)[0]
-        with attach(model, control) as session:
-            acted = model(**call, return_dict=False)[0]
-        again = model(**call, return_dict=False)[0]
+        plain = sample_of(model(**call, return_dict=False))
+        try:
+            with attach(model, control) as session:
+                acted = sample_of(model(**call, return_dict=False))
+        except AttnControlError:
+            return False
+        again = sample_of(model(**call, return_dict=False))
     fired = session.report().controls[0].fired
     return fired and not torch.equal(plain, acted) and torch.equal(plain, again)
 
 
-def _model_row(family: Family, name: str) -> str:
-    model, call = tiny.MODELS[name](), tiny.family_inputs(name)
+def _controls() -> list[Any]:
+    return [
+        SoftPAG("all"),
+        CONTROLS["SEG"]("all", sigma=1.0),
+        CONTROLS["SkipLayers"]("all", u=0.5),
+        CONTROLS["NAG"](),
+        HeadGate("all"),
+    ]
+
+
+def _model_row(family: Family, name: str | None, model: Any, call: dict[str, Any]) -> str:
     with attach(model) as session:
         sites = session.sites
-    slots = list(dict.fromkeys(site.slot for site in sites))
-    orders = [_order(family.layout(site, call, model)) for site in sites]
-    works = [c for c in (SoftPAG("L0-1"), HeadGate("L0-1")) if _works(model, call, c)]
+    orders = [_order(family.layout(site, call, model) if family.layout else None) for site in sites]
+    works = [type(c).__name__ for c in _controls() if _fires(model, call, c)]
     cells = [
-        {"sd35": "SD3.5", "sd3": "SD3", "sd15": "SD 1.5", "sdxl": "SDXL"}.get(name, family.name),
+        name or family.name,
         f"`{family.denoiser}`",
-        ", ".join(slots),
         "; ".join(dict.fromkeys(orders)),
         CFG[family.cfg],
-        ", ".join(type(c).__name__ for c in works),
+        "all" if sorted(works) == sorted(ALL) else ", ".join(works),
     ]
     return "| " + " | ".join(cells) + " |"
 
 
 def models_table() -> str:
-    head = "| model | denoiser | attention | tokens | guidance | controls that fire |"
-    rows = [_model_row(family_of(make()), name) for name, make in tiny.MODELS.items()]
-    probed = {family_of(make()).name for make in tiny.MODELS.values()}
-    assert probed == {family.name for family in FAMILIES}, "a family has no tiny model"
-    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+    rows, seen = {}, set()
+    for name, model, call in _models():
+        family = family_of(model)
+        seen.add(family.denoiser)
+        rows.setdefault(name or family.name, _model_row(family, name, model, call))
+    assert seen == {family.denoiser for family in FAMILIES}, "a family has no tiny model"
+    head = "| model | denoiser | tokens | CFG | controls that fire |"
+    return "\n".join([head, "|---|---|---|---|---|", *rows.values()])
+
+
+def _first_sentence(cls: type) -> str:
+    text = " ".join((cls.__doc__ or "").split()).replace("``", "`")
+    return text.split(". ")[0].rstrip(".")
 
 
 def methods_table() -> str:
     head = "| control | what it does | options | extra forward | as a bare processor |"
     rows = []
     for name, cls in CONTROLS.items():
-        control = cls("L0H0")
+        control = cls("L0") if name != "NAG" else cls()
         try:
             control.processors(tiny.sd3())
             bare = "yes"
         except AttnControlError:
             bare = "no"
-        what = (cls.__doc__ or "").strip().split("\n\n")[0].split(". ")[0].strip(".").replace("``", "`")
-        what = " ".join(what.split())
         options = ", ".join(f"`{f.name}`" for f in fields(cls))
         extra = "one a step" if control.guidance_scale is not None else "none"
-        rows.append(f"| `{name}` | {what} | {options} | {extra} | {bare} |")
+        extra = "cond rows twice" if control.appends else extra
+        rows.append(f"| `{name}` | {_first_sentence(cls)} | {options} | {extra} | {bare} |")
     return "\n".join([head, "|---|---|---|---|---|", *rows])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, make", [("models", models_table), ("methods", methods_table)])
 def test_tables_in_the_readme_are_what_the_code_does(name, make):
     begin, end = f"<!-- {name}: made by tests/test_readme.py -->", f"<!-- /{name} -->"
