@@ -17,8 +17,8 @@ from attn_control.processors import CONTROLS, HeadGate, SoftPAG, build_control
 NAN, INF = float("nan"), float("inf")
 
 CONTROL_ERRORS = [  # request, parts of the message
-    (lambda: SoftPAG("L1", u=1.5), ("SoftPAG", "u", "1.5", "between 0 and 1")),
-    (lambda: SoftPAG("L1", u=-0.1), ("SoftPAG", "u", "-0.1", "between 0 and 1")),
+    (lambda: SoftPAG("L1", u=1.5), ("SoftPAG", "u", "1.5", "between -1 and 1")),
+    (lambda: SoftPAG("L1", u=-1.1), ("SoftPAG", "u", "-1.1", "between -1 and 1")),
     (lambda: SoftPAG("L1", u=NAN), ("u=nan",)),
     (lambda: SoftPAG("L1", u=True), ("u must be a number", "True")),
     (lambda: SoftPAG("L1", u="0.5"), ("u must be a number", "'0.5'")),
@@ -75,7 +75,7 @@ TARGET_ERRORS = [
     (lambda: attach("a pipeline"), ("pipeline", "str")),
     (lambda: attach(NoDenoiser()), ("pipeline", "NoDenoiser")),
     (lambda: attach(torch.nn.Linear(2, 2)), ("Linear", "not a model", "FLUX.1")),
-    (lambda: attach(_unknown_model()), ("UNet2DModel", "not a model", "SD3Transformer2DModel")),
+    (lambda: attach(_unknown_model()), ("UNet2DModel", "cannot be controlled", "knows no text")),
     (lambda: attach(tiny.sd3(), "L1H2"), ("expected controls", "'L1H2'", "str")),
     (lambda: attach(tiny.sd3(), SoftPAG), ("expected controls", "type")),
     (lambda: attach(tiny.sd3(), [SoftPAG("L1")]), ("expected controls", "list")),
@@ -123,7 +123,7 @@ def test_a_message_is_one_line_unless_it_points():
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_options_from_a_job_make_the_same_control(name):
-    options = {"heads": "L1H2", "window": "0-0.5"}
+    options = {"heads": "L1", "window": "0-0.5"}
     assert build_control(name, options) == CONTROLS[name](**options)
 
 
