@@ -8,7 +8,7 @@ import pytest
 import tiny
 import tiny_pipelines
 import torch
-from tiny_oracle import close, expose_heads, forwards, outputs
+from tiny_oracle import attention, close, expose_heads, forwards, outputs
 
 from attn_control import attach
 from attn_control.processors import HeadGate, SoftPAG
@@ -66,6 +66,25 @@ def test_a_step_caches_branches_are_not_mixed_with_ours(family):
     assert torch.equal(tiny_pipelines.render(pipe, call), plain)
 
 
+@pytest.mark.parametrize("family", ["flux_true_cfg", "wan"])
+def test_beside_a_step_cache_the_perturbed_forward_has_a_cache_of_its_own(family):
+    pipe, call = tiny_pipelines.PIPELINES[family]()
+    call["num_inference_steps"] = 1  # in the cond branch's cache it would find cond's residuals
+    with attach(pipe, SoftPAG("L1", scale=2.0)):
+        expected = tiny_pipelines.render(pipe, call)
+        pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=1e9))
+        close(tiny_pipelines.render(pipe, call), expected)
+
+
+@torch.no_grad()
+def test_the_callers_cache_context_is_in_force_again_after_an_extra_forward():
+    model, call = tiny.flux(), tiny.inputs("flux")
+    model.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.0))
+    with attach(model, SoftPAG("L1", scale=2.0)), model.cache_context("cond"):
+        first = model(**call)[0]
+        close(model(**call)[0], first)  # without a context the cache raises
+
+
 @torch.no_grad()
 def test_wan_image_to_video_controls_the_text_softmax_not_the_image_one():
     torch.manual_seed(0)
@@ -80,8 +99,6 @@ def test_wan_image_to_video_controls_the_text_softmax_not_the_image_one():
     call["encoder_hidden_states"] = torch.randn(2, 512, 16, generator=g)  # the model counts on it
     call["encoder_hidden_states_image"] = torch.randn(2, 3, 8, generator=g)
     module = model.blocks[0].attn2
-    from tiny_oracle import attention
-
     with attention(model) as seen, outputs(module, 2) as outs:
         model(**call)
         image, text = seen["blocks.0.attn2"]
