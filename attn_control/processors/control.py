@@ -146,7 +146,7 @@ def number(
         raise AttnControlError(f"{owner}: {name} must be {bounds}, got {name}={value!r}")
 
 
-def one_of(owner: str, name: str, value: Any, choices: tuple[str, ...]) -> None:
+def one_of(owner: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Refuse anything but one of the choices."""
     if value not in choices:
         raise AttnControlError(
