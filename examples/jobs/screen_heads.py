@@ -93,12 +93,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--out", type=Path, default=Path("out/screen"))
     options.add_argument(
-        "--prompts", type=int, default=24, help="pictures a candidate, first stage"
+        "--prompts", type=int, default=32, help="pictures a candidate, first stage"
     )
-    options.add_argument("--steps", type=int, default=12, help="sampling steps, first stage")
-    options.add_argument("--scale", type=float, default=2.0, help="guidance scale, first stage")
+    options.add_argument("--steps", type=int, default=10, help="sampling steps, first stage")
+    options.add_argument("--scale", type=float, default=1.5, help="guidance scale, first stage")
     options.add_argument("--more-prompts", type=int, default=40, help="pictures, second stage")
-    options.add_argument("--more-steps", type=int, default=16, help="steps, second stage")
+    options.add_argument("--more-steps", type=int, default=12, help="steps, second stage")
     given = options.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
 
@@ -133,13 +133,13 @@ def main() -> None:
 
     run("together", "no guidance", [])
     run("together", "CFG 3", [], 3.0)
-    tried = [SoftPAG(layers[0], scale=scale) for scale in (1.0, 2.0, 4.0)]
-    for count in (1, 2, 4):
+    tried = [SoftPAG(layers[0], scale=scale) for scale in (1.0, 2.0)]
+    for count in (2, 4):
         names = ", ".join(heads[:count])
-        tried += [SoftPAG(names, scale=scale) for scale in (1.0, 2.0, 4.0)]
+        tried += [SoftPAG(names, scale=scale) for scale in (1.0, 2.0)]
     for control in tried:
         run("together", str(control), [control])
-    for control in tried[3:]:
+    for control in tried[2:]:
         run("together", f"CFG 3 + {control}", [control], 3.0)
 
 
