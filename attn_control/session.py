@@ -6,7 +6,7 @@ import copy
 import warnings
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -133,7 +133,8 @@ class Session:
         rows = []
         for control in self.controls:
             due = [] if control.idle else check_window(control, control.when, values, sigmas, 0)
-            rows.append((str(control), control.idle, due, control.guidance_scale is not None))
+            extra = control.guidance_scale is not None
+            rows.append(Due(str(control), control.idle, due, extra, control.appends))
         guessed = sigmas is None and any(c.when.kind == "sigma" for c in self.controls)
         return Preview(len(values), rows, exact=not guessed)
 
@@ -223,22 +224,48 @@ class Session:
         warnings.warn(message, stacklevel=2)
 
 
+class Due(NamedTuple):
+    """When a control would act, and what it costs.
+
+    extra: an extra forward at each of its steps; again: cond rows run twice at each of them.
+    """
+
+    control: str
+    idle: str | None
+    steps: list[int]
+    extra: bool
+    again: bool
+
+
 @dataclass(frozen=True)
 class Preview:
-    """Steps of a run to come. rows: (control, why idle, due steps, needs an extra forward).
+    """Steps of a run to come, control by control.
 
     ``exact`` is False where a sigma window counts as the whole run, because the noise levels depend
     on the picture's size.
     """
 
     steps: int
-    rows: list[tuple[str, str | None, list[int], bool]]
+    rows: list[Due]
     exact: bool = True
 
     @property
     def extra_forwards(self) -> int:
         """Extra denoiser forwards of the whole run."""
-        return sum(len(due) for _, _, due, extra in self.rows if extra)
+        return sum(len(row.steps) for row in self.rows if row.extra)
+
+    def row_forwards(self, rows: int) -> int:
+        """Single rows through the denoiser over the run, for a picture.
+
+        rows: of the pipeline's own calls at one step: 2 under classifier-free guidance, else 1.
+        Extra forwards take the conditional row alone.
+        """
+        total = 0
+        for step in range(self.steps):
+            again = any(row.again and step in row.steps for row in self.rows)
+            extra = sum(row.extra and step in row.steps for row in self.rows)
+            total += rows + again + extra * (1 + again)
+        return total
 
     def __str__(self) -> str:
         lines = [
@@ -248,7 +275,7 @@ class Preview:
                 if idle
                 else f"{len(due)} of {self.steps} steps" + (", one extra forward each" * extra)
             )
-            for name, idle, due, extra in self.rows
+            for name, idle, due, extra, _ in self.rows
         ]
         bound = "" if self.exact else "at most "
         lines.append(f"extra forwards: {bound}{self.extra_forwards} beside {self.steps} steps")
@@ -266,9 +293,7 @@ def _schedule(scheduler: Any, family: Family, steps: int) -> tuple[list[float], 
                 trial.set_timesteps(steps)
             else:
                 trial.set_timesteps(sigmas=list(family.sigmas(steps)))
-        except (
-            Exception
-        ):  # schedulers that need the picture's size (dynamic shift) cannot be asked beforehand
+        except Exception:  # with dynamic shift it needs the picture's size, not known beforehand
             pass
         else:
             values = [float(t) for t in trial.timesteps.flatten()]

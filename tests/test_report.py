@@ -9,9 +9,10 @@ import pytest
 import tiny
 import tiny_pipelines
 import torch
+from tiny_oracle import forwards
 
 from attn_control import AttnControlError, attach
-from attn_control.processors import HeadGate, SoftPAG
+from attn_control.processors import NAG, HeadGate, SoftPAG
 
 pytestmark = pytest.mark.filterwarnings("ignore:::diffusers", "ignore:::numpy")
 
@@ -93,7 +94,7 @@ def test_preview_of_guidance_and_gates():
     pipe.scheduler.set_timesteps(10)
     levels = pipe.scheduler.sigmas.tolist()
     assert preview.steps == 10
-    assert [(idle, due, extra) for _, idle, due, extra in preview.rows] == [
+    assert [(row.idle, row.steps, row.extra) for row in preview.rows] == [
         (None, [0, 1, 2, 3, 4], True),
         (None, [9], False),
         ("scale is 0", [], True),
@@ -118,8 +119,7 @@ def test_preview_is_what_the_run_then_does(scheduler, window):
     with attach(pipe, SoftPAG("L2", window=window)) as session:
         preview = session.preview(6)
         tiny_pipelines.render(pipe, {**call, "num_inference_steps": 6})
-    ((_, _, due, _),) = preview.rows
-    assert list(session.report().controls[0].steps.values()) == [due]
+    assert list(session.report().controls[0].steps.values()) == [preview.rows[0].steps]
     report = session.report()
     assert (report.plain["calls"], report.guided["calls"]) == (
         preview.steps,
@@ -134,9 +134,19 @@ def test_preview_of_flow_models_is_what_the_run_then_does(family, window):
     with attach(pipe, SoftPAG("L1", window=window)) as session:
         preview = session.preview(8)
         tiny_pipelines.render(pipe, {**call, "num_inference_steps": 8})
-    ((_, _, due, _),) = preview.rows
-    assert list(session.report().controls[0].steps.values()) == [due]
+    assert list(session.report().controls[0].steps.values()) == [preview.rows[0].steps]
     assert session.report().guided["calls"] == preview.extra_forwards
+
+
+def test_row_forwards_count_the_rows_that_really_run():
+    """Under CFG: two rows a step, one more for each guide due, and NAG's cond rows again."""
+    pipe, call = tiny_pipelines.sd3()
+    guide, nag = SoftPAG("L1", window="0-0.5"), NAG(window="0.25-1")
+    for controls, want in (((), 8), ((guide,), 10), ((nag,), 11), ((guide, nag), 14)):
+        with attach(pipe, *controls) as session, forwards(pipe.transformer) as seen:
+            preview = session.preview(4)
+            tiny_pipelines.render(pipe, call)
+        assert sum(seen) == preview.row_forwards(2) == want
 
 
 def test_preview_of_noise_levels_that_depend_on_the_picture_is_an_upper_bound():

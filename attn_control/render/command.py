@@ -185,7 +185,7 @@ def print_plan(prepared: Prepared, out: Path, console: Any) -> None:
     for each in variants:
         own = {key: value for key, value in each.kwargs.items() if key not in common}
         does = [*map(str, each.controls), *([_settings(own)] if own else [])]
-        cost = f"{each.rows} x {each.forwards}"
+        cost = str(each.row_forwards)
         shown.add_row(*map(escape, (each.name, "\n".join(does) or "-", cost)))
     console.print(shown)
     there = sum((out / "images" / task.file).exists() for task in prepared.tasks)

@@ -25,8 +25,8 @@ _SPARE = 50_000_000  # bytes that stay free on the disk
 class VariantPlan:
     """One variant, ready to run.
 
-    `rows` go through the denoiser together, `forwards` times a picture. Not `exact`: a window of
-    sigma depends on the picture's size and is checked at the first call only.
+    `row_forwards`: single rows through the denoiser a picture. Not `exact`: a window of sigma
+    depends on the picture's size and is checked at the first call only.
     """
 
     name: str
@@ -34,8 +34,7 @@ class VariantPlan:
     described: tuple[dict[str, Any], ...]
     kwargs: dict[str, Any]
     steps: int
-    rows: int
-    forwards: int
+    row_forwards: int
     exact: bool = True
 
 
@@ -64,8 +63,8 @@ class Prepared:
 
     @property
     def row_forwards(self) -> int:
-        """Rows times denoiser passes over the whole job: what its time is proportional to."""
-        each = {variant.name: variant.rows * variant.forwards for variant in self.variants}
+        """Rows through the denoiser over the whole job: what its time is proportional to."""
+        each = {variant.name: variant.row_forwards for variant in self.variants}
         return sum(each[task.variant] for task in self.tasks)
 
 
@@ -244,11 +243,9 @@ def _plan_variant(
             except AttnControlError as alone:
                 raise source.error((*path, index), str(alone)) from None
         raise source.error(path, str(error)) from None
-    rows = 2 if uses_cfg(pipe, kwargs) else 1
+    cost = preview.row_forwards(2 if uses_cfg(pipe, kwargs) else 1)
     described = tuple(describe(control) for control in controls)
-    forwards = preview.steps + preview.extra_forwards
-    exact = getattr(preview, "exact", True)
-    return VariantPlan(name, controls, described, kwargs, steps, rows, forwards, exact)
+    return VariantPlan(name, controls, described, kwargs, steps, cost, preview.exact)
 
 
 def _match(pipe: Any, controls: tuple[Any, ...], steps: int) -> Any:

@@ -78,7 +78,10 @@ class FakeSession:
                 raise AttnControlError(
                     f"{control}: window {control.window!r} holds no step of {steps}"
                 )
-        return types.SimpleNamespace(steps=steps, extra_forwards=steps * len(self.controls))
+        extra = steps * len(self.controls)
+        return types.SimpleNamespace(
+            steps=steps, row_forwards=lambda rows: rows * steps + extra, exact=True
+        )
 
     def report(self) -> Any:
         rows = [

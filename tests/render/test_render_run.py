@@ -247,8 +247,8 @@ def test_a_dry_run_checks_all_and_writes_nothing(world, tmp_path):
     assert go(world, out, dry_run=True, console=console) is None
     text = console.export_text()
     assert "12 pictures: 3 variants x 2 prompts x 2 seeds" in text
-    # plain 1 x 3 steps, cfg 2 x 3, soft 2 x (3 + 3), four pictures each.
-    assert "about 84 row-forwards" in text
+    # plain 1 x 3 steps, cfg 2 x 3, soft 2 x 3 and 3 of the cond row alone, four pictures each.
+    assert "about 72 row-forwards" in text
     assert "SoftPAG(heads='L1H0', u=0.5, scale=2.0)" in text
     assert str(out) in text
     assert not (tmp_path / "deep").exists() and not world.calls
