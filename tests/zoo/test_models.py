@@ -143,4 +143,4 @@ def test_it_draws_what_it_is_told(pipe):
     right = [
         zoo.score("shapes-sd3", i, r["prompt"]).right for i, r in zip(images, rows, strict=True)
     ]
-    assert sum(right) >= 3, right  # a check that it works, not of how well: see the card
+    assert sum(right) >= 5, right
