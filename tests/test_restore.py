@@ -17,6 +17,13 @@ from tiny_oracle import fingerprint, forwards
 from attn_control import AttnControlError, attach
 from attn_control.processors import HeadGate, SoftPAG
 
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+    """Bare processors of other tests redirect names until they are collected: not in mid-test."""
+    gc.collect()
+
+
 ACTIVE = SoftPAG("L1H0", u=0.5)
 
 
@@ -191,7 +198,6 @@ def test_a_pickle_of_an_attached_model_is_the_plain_model(tmp_path):
 
 
 def test_names_are_patched_until_the_last_session_on_the_module_closes():
-    gc.collect()  # bare processors of other tests, which redirect the names as long as they live
     module = sys.modules["diffusers.models.transformers.transformer_flux"]
     original = module.dispatch_attention_fn
     one, two = attach(tiny.flux()), attach(tiny.flux())
