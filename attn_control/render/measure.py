@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from functools import cache
 from importlib import metadata
 from typing import Any
@@ -17,20 +16,15 @@ def reset_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_memory(device: str) -> tuple[int | None, str]:
+def peak_memory(device: str) -> tuple[int, str]:
     """Peak bytes and what they count: tensors of this picture on CUDA, the whole process else."""
     if device.startswith("cuda"):
         import torch
 
         return int(torch.cuda.max_memory_allocated(device)), "cuda, allocated by this picture"
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None, "not measured on this system"
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kibibytes on Linux, bytes on macOS.
-    peak *= 1 if sys.platform == "darwin" else 1024
-    return int(peak), "resident memory of the process, its peak so far"
+    from attn_control.report import peak_memory as peak_of_process
+
+    return peak_of_process(), "resident memory of the process, its peak so far"
 
 
 @cache
