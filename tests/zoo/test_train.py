@@ -1,9 +1,14 @@
 """The trainer at toy size: parts agree with diffusers, a resumed run equals a whole one."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
 from attn_control.zoo.train import autoencoder, common, denoiser, latents, model, text
 from attn_control.zoo.train.__main__ import parser
@@ -39,6 +44,25 @@ def test_every_word_is_one_token_and_captions_fit():
     ids = text.tokenize(tokenizer, [longest])[0].tolist()
     assert ids.index(tokenizer.eos_token_id) < text.LENGTH - 1
     assert tokenizer.eos_token_id == len(tokenizer) - 1
+
+
+def test_every_process_numbers_the_words_alike(tmp_path):
+    """Ids lie on disk and in the weights: data of one process must fit weights of another."""
+    here = text.tokenize(text.build_tokenizer(), [" ".join(text.words()[:12])])[0].tolist()
+    script = (
+        "from attn_control.zoo.train import text\n"
+        "print(text.tokenize(text.build_tokenizer(), [' '.join(text.words()[:12])])[0].tolist())"
+    )
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        out = subprocess.run(
+            [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+        )
+        assert json.loads(out.stdout.splitlines()[-1]) == here
+    text.build_tokenizer().save_pretrained(tmp_path)
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    for word in text.words():
+        assert again(word).input_ids == text.build_tokenizer()(word).input_ids, word
 
 
 def test_the_encoders_pool_at_the_first_end_token():
@@ -99,7 +123,8 @@ def test_learning_lowers_the_loss(tmp_path, data):
     one = (data[0][:1].repeat(4, 1, 1, 1), data[1][:1].repeat(4, 1))
     trainee = denoiser.train(tmp_path, short, one)
     empty = text.tokenize(trainee.tokenizer, [""])[0]
-    batch = denoiser.draw_batch(0, short, *one, empty)
+    chance = denoiser.chances(short, one[1], trainee.tokenizer)
+    batch = denoiser.draw_batch(0, short, *one, empty, chance)
     t = batch["t"][:, None, None, None]
     x, target = torch.lerp(batch["x0"], batch["noise"], t), batch["noise"] - batch["x0"]
     with torch.no_grad():
@@ -110,9 +135,31 @@ def test_learning_lowers_the_loss(tmp_path, data):
 
 def test_empty_captions_are_the_pipelines_own(data):
     s = dataclasses.replace(TINY, coarse_batch=400)
-    empty = text.tokenize(text.build_tokenizer(), [""])[0]
-    ids = denoiser.draw_batch(0, s, *data, empty)["ids"]
+    tokenizer = text.build_tokenizer()
+    empty = text.tokenize(tokenizer, [""])[0]
+    chance = denoiser.chances(s, data[1], tokenizer)
+    ids = denoiser.draw_batch(0, s, *data, empty, chance)["ids"]
     assert 20 < sum(torch.equal(row, empty) for row in ids) < 70
+
+
+def test_single_and_hard_scenes_are_drawn_as_often_as_asked():
+    tokenizer = text.build_tokenizer()
+    captions = [
+        "a red circle",
+        "a red ring",
+        "a red circle and a blue square",
+        "a red cross and a blue ring",
+    ]
+    ids = text.tokenize(tokenizer, captions)
+    even = denoiser.chances(TINY, ids, tokenizer)
+    torch.testing.assert_close(even, torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64))
+    s = dataclasses.replace(TINY, single=3.0, hard=2.0, coarse_batch=1300, drop=0.0)
+    chance = denoiser.chances(s, ids, tokenizer)
+    want = torch.tensor([3, 6, 1, 2], dtype=torch.float64) / 12
+    torch.testing.assert_close(chance.diff(prepend=chance.new_zeros(1)), want)
+    drawn = denoiser.draw_batch(0, s, torch.zeros(4, 4, 32, 32), ids, ids[0], chance)["ids"]
+    for row, share in zip(ids, want, strict=True):
+        assert abs((drawn == row).all(1).double().mean() - share) < 0.06
 
 
 def test_autoencoder_and_latents(tmp_path):

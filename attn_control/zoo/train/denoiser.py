@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
+from transformers import CLIPTokenizer
 
+from attn_control.zoo.scenes import SHAPES
 from attn_control.zoo.train import model as door
 from attn_control.zoo.train.common import Average, Log, generator, learning_rate, load, save
 from attn_control.zoo.train.muon import Muon
@@ -37,6 +39,8 @@ class Settings:
     time_std: float = 1.1
     drop: float = 0.1  # captions emptied, for classifier-free guidance
     zeros: float = 0.12  # last part: share of steps with 256 (2 of 3) or no zero tokens, not one
+    single: float = 1.0  # how much likelier than one of two objects a one-object scene is drawn
+    hard: float = 1.0  # the same for scenes with a ring or a cross: the shapes learnt last
     seed: int = 1
     width: int = 128
     layers: int = 6
@@ -61,13 +65,32 @@ def is_fine(step: int, s: Settings) -> bool:
     return step >= s.fine_from * s.steps or step % s.fine_every == s.fine_every - 1
 
 
+def chances(s: Settings, ids: torch.Tensor, tokenizer: CLIPTokenizer) -> torch.Tensor:
+    """Cumulative chance of each scene, float64 (count,), last value 1; all equal by default."""
+
+    def holds(*words: str) -> torch.Tensor:
+        return torch.isin(ids, torch.tensor(tokenizer(list(words))["input_ids"])[:, 1])
+
+    single = holds(*SHAPES).sum(1) == 1
+    weights = 1.0 + (s.single - 1) * single.double()
+    weights *= 1.0 + (s.hard - 1) * holds("ring", "cross").any(1).double()
+    total = weights.cumsum(0)
+    return total / total[-1]
+
+
 def draw_batch(
-    step: int, s: Settings, latents: torch.Tensor, ids: torch.Tensor, empty: torch.Tensor
+    step: int,
+    s: Settings,
+    latents: torch.Tensor,
+    ids: torch.Tensor,
+    empty: torch.Tensor,
+    chance: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
-    """The examples, times and noise of one step."""
+    """The examples, times and noise of one step; `chance` as `chances` gives it."""
     g = generator(s.seed, step)
     size = s.fine_batch if is_fine(step, s) else s.coarse_batch
-    pick = torch.randint(len(latents), (size,), generator=g)
+    at = torch.rand(size, generator=g, dtype=torch.float64)
+    pick = torch.searchsorted(chance, at).clamp_(max=len(latents) - 1)
     x0 = latents[pick].float()
     words = ids[pick].clone()
     words[torch.rand(size, generator=g) < s.drop] = empty
@@ -76,9 +99,9 @@ def draw_batch(
     t = torch.sigmoid(s.time_mean + s.time_std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
     noise = torch.randn(x0.shape, generator=g)
     # Zero tokens where T5's would be: one by default, as in the model's own call.
-    zeros, chance = 1, float(torch.rand((), generator=g))
-    if step >= s.fine_from * s.steps and chance < s.zeros:
-        zeros = 256 if chance < s.zeros * 2 / 3 else 0
+    zeros, toss = 1, float(torch.rand((), generator=g))
+    if step >= s.fine_from * s.steps and toss < s.zeros:
+        zeros = 256 if toss < s.zeros * 2 / 3 else 0
     return {"x0": x0, "ids": words, "t": t, "noise": noise, "zeros": torch.tensor(zeros)}
 
 
@@ -144,13 +167,13 @@ def train(
             p.data.copy_(value)
         average = Average(trainee, s.decay)
     latents, ids = data
-    empty = tokenize(trainee.tokenizer, [""])[0]
+    empty, chance = tokenize(trainee.tokenizer, [""])[0], chances(s, ids, trainee.tokenizer)
     losses = torch.compile(_losses, dynamic=False) if s.compile else _losses
     log = Log(work / "denoiser.jsonl", 50)
     last = min(s.steps, stop_at or s.steps)
     bar = tqdm(range(first, last), initial=first, total=s.steps, desc="denoiser", mininterval=5)
     for step in bar:
-        b, fine = draw_batch(step, s, latents, ids, empty), is_fine(step, s)
+        b, fine = draw_batch(step, s, latents, ids, empty, chance), is_fine(step, s)
         t = b["t"][:, None, None, None]
         x, target = torch.lerp(b["x0"], b["noise"], t), b["noise"] - b["x0"]
         rate = learning_rate(step, s.steps, s.peak, s.warmup)

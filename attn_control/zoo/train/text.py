@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import torch
+from tokenizers import pre_tokenizers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -27,22 +26,25 @@ def words() -> list[str]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE in CLIP's own format, where each caption word is one token of its own."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    """A byte-level BPE in CLIP's own format, where each caption word is one token of its own.
 
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
-    )
+    Spelt out rather than trained: a trained BPE breaks ties at random, so that two processes would
+    number the words differently, and data written by one would not fit weights trained by another.
+    """
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     # Single characters too, so that any other text still splits into known tokens.
-    bpe.train_from_iterator(words() * 2 + sorted(letters), trainer)
-    model = json.loads(bpe.to_str())["model"]
-    vocab = dict(model["vocab"])
-    for mark in ("<|startoftext|>", "<|endoftext|>"):
-        vocab[mark] = len(vocab)
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
+    tokens = letters + [letter + "</w>" for letter in letters]
+    merges = []
+    # Long words first: their merges then outrank those of a short word inside them.
+    for word in sorted(words(), key=lambda w: (-len(w), w)):
+        *rest, last = word
+        head = ""
+        for part in [*rest, last + "</w>"]:
+            if head and (head, part) not in merges:
+                merges.append((head, part))
+            head += part
+    tokens += [a + b for a, b in merges] + ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
 
 
