@@ -177,10 +177,36 @@ def video_then_mixed_text(site: Site, args: Arguments, model: Any) -> Layout:
     return Layout.joint(_picture(args, model), ("text", length + text[1], None))
 
 
-def _two(site: Site, args: Arguments, *parts: Part) -> Layout:
-    """Self-attention, or cross-attention to the text."""
+def _two(site: Site, args: Arguments, *parts: Part, keys: tuple[Part, ...] = ()) -> Layout:
+    """Self-attention, or cross-attention to the text, or to ``keys``."""
     own = Layout.joint(*parts)
-    return own if site.slot == "self" else Layout.cross(own, Layout.joint(text_of(args)))
+    if site.slot == "self":
+        return own
+    return Layout.cross(own, Layout.joint(*(keys or (text_of(args),))))
+
+
+WAN_TEXT = 512
+"""How many keys Wan's processors take for text where they know pictures too."""
+
+
+def _wan_keys(site: Site, args: Arguments, model: Any) -> tuple[Part, ...]:
+    """Keys of Wan's softmax over the text. A module that projects an embedded picture apart takes
+    the last 512 of [picture, text] for the text, however long it is: a shorter text drags the end
+    of the picture in, a longer one loses its beginning to the picture's softmax.
+    """
+    text = text_of(args)[1]
+    if getattr(site.module, "add_k_proj", None) is None:
+        return (("text", text, None),)
+    picture = args.get("encoder_hidden_states_image")
+    length = 0 if picture is None else int(picture.shape[1])
+    embedder = getattr(model.condition_embedder, "image_embedder", None)
+    if getattr(embedder, "pos_embed", None) is not None:
+        length *= 2  # first and last frame, given as two rows
+    whole = length + text
+    cut = whole - WAN_TEXT
+    if cut < 0:  # as Python slices: from the end, or everything
+        cut = max(whole + cut, 0)
+    return (("reference", max(length - cut, 0), None), ("text", min(whole - cut, text), None))
 
 
 def video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
@@ -188,11 +214,17 @@ def video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
     return _two(site, args, _picture(args, model))
 
 
+def wan_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
+    """As above, with Wan's way of telling text from an embedded picture."""
+    keys = _wan_keys(site, args, model)
+    return _two(site, args, _picture(args, model), keys=keys)
+
+
 def reference_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
     """As above, where the first frame is a reference."""
     frames, height, width = _patches(args, model)
-    reference = grid("reference", height, width)
-    return _two(site, args, reference, grid("video", height, width, frames - 1))
+    reference, video = grid("reference", height, width), grid("video", height, width, frames - 1)
+    return _two(site, args, reference, video, keys=_wan_keys(site, args, model))
 
 
 def frames_first_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
