@@ -99,11 +99,11 @@ def write_sheets(prepared: Prepared, outcome: Outcome, out: Path) -> list[Path]:
     for each in summarise(outcome.rows, variants, []):
         right = percent(each.right).replace(" %", " % right") + ", " if each.right else ""
         notes[each.name] = f"{right}{each.seconds:.2f} s each"
-    seeds = ", ".join(map(str, prepared.job.seeds[:8])) + (
-        ", ..." if len(prepared.job.seeds) > 8 else ""
-    )
+    seeds = prepared.seeds
+    numbers = sorted({seed for each in seeds.values() for seed in each})
+    told = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     size = "{} x {} px".format(*outcome.rows[0]["size"])
-    made_by = f"{prepared.choice.name}, {size}, {prepared.variants[0].steps} steps, seeds {seeds}"
+    made_by = f"{prepared.choice.name}, {size}, {prepared.variants[0].steps} steps, seeds {told}"
     if prepared.choice.kind == "zoo":
         made_by += ". Made by the tiny model that comes with attn-control"
         made_by += "; the badge is the exact scorer's verdict." if _scored(outcome) else "."
@@ -113,8 +113,7 @@ def write_sheets(prepared: Prepared, outcome: Outcome, out: Path) -> list[Path]:
         outcome.rows,
         out,
         variants=variants,
-        prompts=prepared.prompts,
-        seeds=prepared.job.seeds,
+        seeds=seeds,
         title=prepared.job.title or "attn-control",
         subtitle=made_by,
         notes=notes,
@@ -188,10 +187,11 @@ def print_plan(prepared: Prepared, out: Path, console: Any) -> None:
         cost = str(each.row_forwards)
         shown.add_row(*map(escape, (each.name, "\n".join(does) or "-", cost)))
     console.print(shown)
+    seeds = 1 if prepared.job.seeds == "own" else len(prepared.job.seeds)
     there = sum((out / "images" / task.file).exists() for task in prepared.tasks)
     say(
         f"{len(prepared.tasks)} pictures: {len(variants)} variants x {len(prepared.prompts)} "
-        f"prompts x {len(prepared.job.seeds)} seeds, about {prepared.row_forwards} row-forwards"
+        f"prompts x {seeds} seeds, about {prepared.row_forwards} row-forwards"
     )
     say(f"they would go to {out}" + (f", where {there} of them are" if there else ""))
     for each in variants:

@@ -134,7 +134,7 @@ class Job(_Strict):
 
     model: ModelSpec
     prompts: PromptSource
-    seeds: list[int]
+    seeds: list[int] | Literal["own"]  # own: each zoo prompt with the seed fixed beside it
     variants: dict[str, Variant]
     sampler: Sampler = Field(default_factory=Sampler)
     compare: list[str] = Field(default_factory=list)
@@ -155,12 +155,20 @@ class Job(_Strict):
     @field_validator("seeds", mode="before")
     @classmethod
     def _seeds(cls, value: Any) -> Any:
-        return parse_seeds(value)
+        return value if value == "own" else parse_seeds(value)
 
     @field_validator("variants", mode="before")
     @classmethod
     def _variants(cls, value: Any) -> Any:
         return _named_variants(value)
+
+    @model_validator(mode="after")
+    def _own_seeds_exist(self) -> Job:
+        if self.seeds == "own" and self.prompts.zoo is None:
+            raise At(
+                ("seeds",), "'own' means the seeds of a zoo prompt set; use prompts: {zoo: NAME}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compare_exists(self) -> Job:

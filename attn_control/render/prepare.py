@@ -62,6 +62,15 @@ class Prepared:
     tasks: tuple[Task, ...]
 
     @property
+    def seeds(self) -> dict[str, list[int]]:
+        """The seeds of each prompt, both in the job's order."""
+        found: dict[str, list[int]] = {prompt: [] for prompt in self.prompts}
+        for task in self.tasks:
+            if task.variant == self.variants[0].name:
+                found[task.prompt].append(task.seed)
+        return found
+
+    @property
     def row_forwards(self) -> int:
         """Rows through the denoiser over the whole job: what its time is proportional to."""
         each = {variant.name: variant.row_forwards for variant in self.variants}
@@ -97,11 +106,12 @@ def prepare(job: Job, source: YamlFile, out: Path, *, given: bool = False) -> Pr
         _plan_variant(pipe, name, controls[name], kwargs, source) for name, kwargs in merged.items()
     ]
     weights = fingerprint(choice)
+    seeds = _seeds(job, prompts)
     tasks = tuple(
         _task(plan, prompt, seed, weights, choice)
         for plan in plans
         for prompt in prompts
-        for seed in job.seeds
+        for seed in seeds[prompt]
     )
     check_space(out, tasks)
     return Prepared(job, choice, pipe, tuple(prompts), tuple(plans), tasks)
@@ -143,6 +153,16 @@ def _zoo_prompts(job: Job, name: str, source: YamlFile) -> list[str]:
     if not rows:
         raise source.error(("prompts",), "no prompt of the set has this split and these objects")
     return [row["prompt"] for row in rows]
+
+
+def _seeds(job: Job, prompts: list[str]) -> dict[str, list[int]]:
+    """The seeds of each prompt: the job's, or the one fixed beside it in its zoo set."""
+    if isinstance(job.seeds, list):
+        return dict.fromkeys(prompts, job.seeds)
+    from attn_control import zoo
+
+    fixed = {row["prompt"]: [row["seed"]] for row in zoo.load_prompts(job.prompts.zoo or "")}
+    return {prompt: fixed[prompt] for prompt in prompts}
 
 
 def _file_prompts(name: str, source: YamlFile, base: Path) -> list[str]:

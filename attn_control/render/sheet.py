@@ -6,7 +6,7 @@ a scorer judged the picture, a badge says so by shape as well as by colour: a ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,8 +54,7 @@ def make_sheets(
     out: Path,
     *,
     variants: Sequence[str],
-    prompts: Sequence[str],
-    seeds: Sequence[int],
+    seeds: Mapping[str, Sequence[int]],
     title: str,
     subtitle: str = "",
     notes: dict[str, str] | None = None,
@@ -64,12 +63,14 @@ def make_sheets(
 
     Args:
         rows: results, each with file, variant, prompt, seed and score; missing ones stay empty.
+        seeds: those of each prompt; the prompts go down the sheet in this order.
         notes: a line below a variant's name.
 
     Returns:
         The files, in order; those of an earlier, longer sheet are removed.
     """
     cells = {(row["variant"], row["prompt"], row["seed"]): row for row in rows}
+    prompts = list(seeds)
     pages = [prompts[i : i + ROWS_A_PAGE] for i in range(0, len(prompts), ROWS_A_PAGE)]
     old = set(out.glob("sheet.png")) | set(out.glob("sheet-[0-9]*.png"))
     paths = []
@@ -98,7 +99,7 @@ def draw_sheet(
     images: Path,
     variants: Sequence[str],
     prompts: Sequence[str],
-    seeds: Sequence[int],
+    seeds: Mapping[str, Sequence[int]],
     title: str,
     subtitle: str,
     notes: dict[str, str],
@@ -106,8 +107,9 @@ def draw_sheet(
     """One page as a PIL image."""
     from PIL import Image, ImageDraw
 
-    look = Look.of(len(variants), len(seeds))
-    block = len(seeds) * look.tile + (len(seeds) - 1) * look.gap
+    most = max(len(seeds[prompt]) for prompt in prompts)
+    look = Look.of(len(variants), most)
+    block = most * look.tile + (most - 1) * look.gap
     width = 2 * look.margin + look.caption + len(variants) * (block + look.group) - look.group
     names = [wrap(name, look.text, block, bold=True) for name in variants]
     notes_wrapped = [wrap(notes.get(name, ""), look.small, block) for name in variants]
@@ -149,7 +151,7 @@ def draw_sheet(
             text(draw, (look.margin, down), line, look.text, INK)
             down += line_height(look.text)
         for x, variant in zip(left, variants, strict=True):
-            for index, seed in enumerate(seeds):
+            for index, seed in enumerate(seeds[prompt]):
                 corner = (x + index * (look.tile + look.gap), y)
                 _tile(page, corner, look, images, cells.get((variant, prompt, seed)))
         y += tall + look.group

@@ -127,7 +127,7 @@ def install_zoo(monkeypatch: Any, folder: Any) -> FakePipe:
     def load_prompts(name: str) -> list[dict[str, Any]]:
         if name != "shapes-sd3":
             raise AttnControlError(f"no fixed prompts for {name!r}; there are some for: shapes-sd3")
-        return [dict(each, seed=1000) for each in prompts]
+        return [dict(each, seed=1000 + i) for i, each in enumerate(prompts)]
 
     fakes = {
         "NAMES": ("shapes-sd3",),

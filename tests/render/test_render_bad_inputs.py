@@ -34,6 +34,7 @@ BAD = [
     ("seeds negative", "0-1", "[-1]", ["seed -1"]),
     ("seeds twice", "0-1", "[3, 1-4]", ["seed 3 is given twice"]),
     ("seeds without end", "0-1", "0-99999999999", ["0-99999999999", "100000"]),
+    ("own seeds of a list", "0-1", "own", ["seeds", "'own'", "zoo"]),
     ("seeds a float", "0-1", "[0.5]", ["0.5 is not a seed"]),
     ("no prompts", PROMPTS, "[]", ["job.yaml:2:1", "prompts", "empty"]),
     ("empty prompt", PROMPTS, "[a, '  ']", ["job.yaml:2:14", "prompts[1]", "empty"]),

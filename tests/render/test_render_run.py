@@ -50,6 +50,15 @@ def test_variants_share_the_seed_and_the_first_noise(world, tmp_path):
     assert {call["num_inference_steps"] for call in world.calls} == {3}
 
 
+def test_own_seeds_are_those_fixed_beside_the_zoo_prompts(world, tmp_path):
+    text = JOB.replace("[a red circle, a blue square]", "{zoo: shapes-sd3, limit: 3}")
+    outcome = go(world, tmp_path / "out", text.replace("0-1", "own"))
+    assert [call["generator"].initial_seed() for call in world.calls] == [1000, 1001, 1002] * 3
+    assert [(row["prompt"], row["seed"]) for row in outcome.rows[:2]] == [
+        ("prompt 0", 1000), ("prompt 1", 1001),
+    ]  # fmt: skip
+
+
 def test_each_variant_is_attached_once_and_closed(world, tmp_path):
     go(world, tmp_path / "out")
     running = world.log[6:]  # the first three pairs are the checks
