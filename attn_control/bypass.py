@@ -7,7 +7,9 @@ diffusers' caches look blocks up by class.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,18 +41,50 @@ class Bypass:
         self.names = parameters(type(module))  # read once: traced code must not inspect
         self.plan: BypassPlan | None = None
         self.fired: Tensor | None = None
+        self.entered = False
+        self._outer: Bypass | None = None  # of another session, which recomputes meanwhile
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(None), ())  # a copied or pickled model is detached
 
     def install(self) -> None:
+        self._outer = self.module.__dict__.get("_attn_control_bypass")
         self.module.__dict__["_attn_control_bypass"] = self
-        cls: Any = type(self.module)
-        self.module.__class__ = _bypassed_class(cls)
+        if self._outer is None:
+            cls: Any = type(self.module)
+            self.module.__class__ = _bypassed_class(cls)
 
     def restore(self) -> None:
-        self.module.__dict__.pop("_attn_control_bypass", None)
+        if self._outer is not None:
+            self.module.__dict__["_attn_control_bypass"] = self._outer
+            return
+        del self.module.__dict__["_attn_control_bypass"]
         self.module.__class__ = type(self.module)._attn_control_class
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """In place for the time being, if it is not."""
+        if self.module.__dict__.get("_attn_control_bypass") is self:
+            yield
+            return
+        self.install()
+        try:
+            yield
+        finally:
+            self.restore()
+
+    def refuse_cached(self) -> None:
+        """Raises AttnControlError where a step cache answers for whole blocks: what it adds at one
+        block belongs to the others.
+        """
+        registry = self.module.__dict__.get("_diffusers_hook")
+        names = [] if registry is None or self.site.module is self.module else list(registry.hooks)
+        cached = [name for name in names if hasattr(registry.hooks[name], "state_manager")]
+        if self.returns and cached:
+            raise AttnControlError(
+                f"SkipLayers: block {self.site.label} cannot be skipped while the step cache"
+                f" {cached[0]!r} answers for blocks; expected what='attention', or no such cache"
+            )
 
     def run(
         self, inner: Any, plan: BypassPlan, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -111,10 +145,12 @@ def _bypassed_class(cls: Any) -> Any:
     inner = cls.__call__  # as a function: dynamo takes classes marked allow_in_graph for operators
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        bypass = self._attn_control_bypass
+        # getattr: a checkpoint may call this again after the class is back to its own.
+        bypass = getattr(self, "_attn_control_bypass", None)
         plan = None if bypass is None else bypass.plan
         if plan is None:
             return inner(self, *args, **kwargs)
+        bypass.entered = True
         return bypass.run(inner, plan, args, kwargs)
 
     body = {

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.eval_frame import set_eval_frame
 
+from attn_control.caches import StepCaches
 from attn_control.call import Site, Step, rows_in, sample_of, tensor_in, with_sample
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
@@ -26,6 +27,7 @@ from attn_control.guidance import add_to_rows, difference
 from attn_control.intercept import Interception, copied_as
 from attn_control.phases import Pass, Phases
 from attn_control.processors.guide import Guide
+from attn_control.recompute import refuse_in_backward, remembered
 from attn_control.report import Stopwatch
 from attn_control.steps import StepTracker, calling_pipeline
 
@@ -40,7 +42,6 @@ _CACHES = ("kv_cache", "kv_caches")
 class _Context(threading.local):
     def __init__(self) -> None:
         self.name: str | None = None  # of diffusers' cache_context around the running call
-        self.options: dict[str, Any] = {}
 
 
 _context = _Context()
@@ -55,6 +56,7 @@ class Denoiser:
         self.family = family_of(model)
         self.interception = Interception(model, component)
         self.phases = Phases(unwrap(model), self.family, self.interception)
+        self.caches = StepCaches(unwrap(model))
         self.step: Step | None = None
         self.plain, self.guided = Stopwatch(), Stopwatch()
         self.sessions: list[tuple[Any, list[Entry]]] = []
@@ -82,6 +84,7 @@ class Denoiser:
     def restore(self) -> None:
         self.phases.set_entries([])
         self.interception.restore()
+        self.caches.restore()
         self.model.__dict__.pop("_attn_control", None)
         self.model.__class__ = type(self.model)._attn_control_class
 
@@ -104,7 +107,7 @@ class Denoiser:
         with self._lock:
             if self.interception.heal():
                 for entry in self.phases.entries:
-                    entry.proven = False
+                    entry.doubt()
             active = [entry for entry in self.phases.entries if not entry.control.idle]
             if not active:
                 return forward(*args, **kwargs)
@@ -128,6 +131,8 @@ class Denoiser:
         # Models pop from nested dicts while they run: keep what the extra forwards will need.
         spare = _copied(arguments)
         tracker = self._tracker()
+        if tracker.pipe is not None:
+            refuse_in_backward(type(unwrap(self.model)).__name__)
         step = self.step = tracker.locate(self.family, arguments, _context.name)
         for entry in active:
             entry.begin(step, tracker.run)
@@ -137,16 +142,6 @@ class Denoiser:
         if cond is None:  # the uncond call of split guidance
             in_place = [entry for entry in in_place if not entry.control.appends]
         guides = [entry for entry in due if entry.control.guidance_scale is not None]
-        if (
-            due
-            and torch.is_grad_enabled()
-            and getattr(self.model, "is_gradient_checkpointing", False)
-        ):
-            raise AttnControlError(
-                f"{due[0].control}: gradient checkpointing runs attention again in backward, when"
-                " the control is no longer in force; call model.disable_gradient_checkpointing()"
-            )
-
         twice = [*guides, *(entry for entry in in_place if entry.control.appends)]
         if twice and any(arguments.get(name) is not None for name in _CACHES):
             raise AttnControlError(
@@ -197,19 +192,19 @@ class Denoiser:
             run = Pass(_copied(alone), acting, (0, cond[1] - cond[0]))
         else:
             run = Pass(_copied(spare), acting, cond, perturbed=cond)
-        with self._branch_context(f"perturbed:{entry.number}"):
+        with self.caches.branch(f"perturbed:{entry.number}"):
             output = self._forward(forward, run, step, [self.guided, entry.watch])
         perturbed = sample_of(output)
         if alone is None:
             perturbed = perturbed[cond[0] : cond[1]]
         plain = sample[cond[0] : cond[1]]
-        if not entry.moved and not entry.control.may_vanish:
+        if not entry.moved and not entry.control.may_vanish and entry.acted:
             same = torch.equal(plain, perturbed)
             fewer = alone is not None and len(plain) < len(sample)
             if not same and fewer and _within_rounding(plain, perturbed):
                 # Fewer rows round differently: compare with the same rows, unperturbed.
                 again = Pass(_copied(alone or {}), in_place, run.cond)
-                with self._branch_context(f"perturbed:{entry.number}"):
+                with self.caches.branch(f"unperturbed:{entry.number}"):
                     unperturbed = self._forward(forward, again, step, [])
                 same = torch.equal(sample_of(unperturbed), perturbed)
             if same:
@@ -240,13 +235,20 @@ class Denoiser:
         device = tensor_in(run.arguments[self.family.sample]).device
         for watch in watches:
             watch.start(device)
-        output = forward(**kwargs)
+        with contextlib.ExitStack() as beside:
+            if run.appended:
+                beside.enter_context(self.caches.branch("appended", appended=True))
+            if plans and torch.is_grad_enabled():
+                moment = functools.partial(self._again, plans, step)
+                beside.enter_context(remembered(unwrap(self.model), moment))
+            output = forward(**kwargs)
         for watch in watches:
             watch.stop(device)
         if plans:
             counts = torch.stack([port.fired for port in plans])
+            sites, ran = [port.site for port in plans], [port.entered for port in plans]
             for entry in run.acting:
-                entry.saw(step, [port.site for port in plans], counts[:, entry.number])
+                entry.saw(step, sites, counts[:, entry.number], ran, self.caches)
         return with_sample(output, sample_of(output)[:rows]) if run.appended else output
 
     def _append(self, run: Pass) -> tuple[Pass, dict[str, Any]]:
@@ -268,20 +270,10 @@ class Denoiser:
         return replace(run, appended=run.cond[1] - run.cond[0]), kwargs
 
     @contextlib.contextmanager
-    def _branch_context(self, name: str) -> Iterator[None]:
-        """A cache context of our own: step caches must not mix branches. The outer is put back."""
-        outer, options = _context.name, _context.options
-        enter = getattr(unwrap(self.model), "cache_context", None)
-        if outer is None or enter is None:
+    def _again(self, plans: dict[Any, Any], step: Step) -> Iterator[None]:
+        """A moment of a forward once more, for blocks that run again in backward."""
+        with self._lock, self.interception.again(), self.phases.again(plans, step):
             yield
-            return
-        with enter(name, **options):
-            yield
-        from diffusers.hooks.hooks import CacheContext, _set_cache_context
-
-        # cache_context does not nest: leaving ours has cleared the pipeline's.
-        _set_cache_context(unwrap(self.model), CacheContext(outer, **options))
-        _context.name, _context.options = outer, options
 
 
 def _within_rounding(a: Tensor, b: Tensor) -> bool:
@@ -343,8 +335,8 @@ def _controlled_class(cls: Any) -> Any:
 
         @contextlib.contextmanager
         def cache_context(self: Any, name: str, **options: Any) -> Iterator[None]:
-            before = _context.name, _context.options
-            _context.name, _context.options = name, options
+            before = _context.name
+            _context.name = name
             enter = (
                 cls.cache_context
                 if hasattr(cls, "cache_context")
@@ -354,7 +346,7 @@ def _controlled_class(cls: Any) -> Any:
                 with enter(unwrap(self), name, **options):
                     yield
             finally:
-                _context.name, _context.options = before
+                _context.name = before
 
         body["cache_context"] = cache_context
     return type(cls)(cls.__name__, (cls,), body)

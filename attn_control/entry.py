@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 from torch import Tensor
 
+from attn_control.caches import StepCaches
 from attn_control.call import Site, Step
 from attn_control.errors import AttnControlError
 from attn_control.processors.control import Control
@@ -18,7 +22,6 @@ class Entry:
     Attributes:
         number: its place among the controls in force on that denoiser.
         heads: selected heads by site.
-        proven: every selected site has been seen to act since the last change of processors.
         moved: its guidance has been seen to change a prediction.
         runs: ids of the runs that it saw begin; last: (index, total) of the last step it saw.
     """
@@ -26,7 +29,8 @@ class Entry:
     def __init__(self, control: Control, heads: dict[Site, tuple[int, ...]]) -> None:
         self.control, self.heads = control, heads
         self.number = -1
-        self.proven = self.moved = False
+        self.moved = False
+        self._unproven = set(heads)  # sites not yet seen to act
         self.watch = Stopwatch()
         self.runs: list[int] = []
         self.last: tuple[int | None, int | None] | None = None
@@ -41,41 +45,102 @@ class Entry:
             check_window(self.control, self.control.when, run.values, run.sigmas, run.first)
         self.runs.append(step.run_id)
 
-    def saw(self, step: Step, sites: list[Site], counts: Tensor) -> None:
-        """Keep a forward's counts, int64 (sites,). The first time, every site must have acted."""
-        if not self.proven:
-            for site, count in zip(sites, counts.tolist(), strict=True):
-                if site in self.heads and not count:
-                    processor = type(site.module.processor)
-                    raise AttnControlError(
-                        f"{self.control}: did not act at {site.label} ({site.name}) at its first"
-                        f" due step {step.index}:"
-                        f" {processor.__module__}.{processor.__name__} ran no attention that can"
-                        " be seen; expected a call"
-                        " of dispatch_attention_fn or F.scaled_dot_product_attention from its own"
-                        " module"
-                    )
-            self.proven = True
+    def doubt(self) -> None:
+        """Processors changed: every site has to be seen to act again."""
+        self._unproven = set(self.heads)
+
+    def saw(
+        self, step: Step, sites: list[Site], counts: Tensor, ran: list[bool], caches: StepCaches
+    ) -> None:
+        """Keep a forward's counts.
+
+        The first time that a site's attention runs it must have acted. Where a step cache answers
+        in its place it cannot, and the step is marked.
+
+        Args:
+            sites: that had a plan; counts: int64 (sites,), how often the control acted there; ran:
+                whether their attention (or the module to be skipped) was called at all.
+        """
+        if self._unproven:
+            self._prove(step, zip(sites, counts.tolist(), ran, strict=True), caches)
         self._history.append((step, sites, counts))
+
+    def _prove(
+        self, step: Step, found: Iterable[tuple[Site, int, bool]], caches: StepCaches
+    ) -> None:
+        acted, cached = set(), set()
+        for site, count, called in found:
+            if site not in self._unproven:
+                continue
+            (acted if count else cached).add(site)
+            if count:
+                continue
+            if called:
+                processor = type(site.module.processor)
+                why = (
+                    f"{processor.__module__}.{processor.__name__} ran no attention that can be"
+                    " seen; expected a call of dispatch_attention_fn or"
+                    " F.scaled_dot_product_attention from its own module"
+                )
+            elif not caches.hooks():
+                why = "the model never called it"
+            else:
+                continue
+            raise AttnControlError(
+                f"{self.control}: did not act at {site.label} ({site.name}) at its first due step"
+                f" {step.index}: {why}"
+            )
+        self._unproven -= acted - cached
+
+    @property
+    def acted(self) -> bool:
+        """Whether it acted anywhere in the last forward that it was part of."""
+        return bool(self._history and self._history[-1][2].any())
 
     @property
     def fired(self) -> bool:
+        """Whether it acted anywhere, ever."""
+        return any(bool(counts.any()) for _, _, counts in self._history)
+
+    @property
+    def due(self) -> bool:
+        """Whether a forward had it in its plans, acting or not."""
         return bool(self._history)
 
-    def evidence(self) -> tuple[dict[Site, int], dict[int, list[int]]]:
-        """Calls by site, and the steps of each run (by run id) at which it acted."""
+    def evidence(self) -> Evidence:
+        """What it did, by site and by step."""
         calls = dict.fromkeys(self.heads, 0)
         steps: dict[int, list[int]] = {}
+        skipped: dict[int, list[int]] = {}
         for step, sites, counts in self._history:
             numbers = counts.tolist()
-            for site, count in zip(sites, numbers, strict=True):
-                if site in calls:
-                    calls[site] += count
-            if step.index is not None and any(numbers):
-                seen = steps.setdefault(step.run_id, [])
-                if step.index not in seen:
-                    seen.append(step.index)
-        return calls, steps
+            mine = [(site, n) for site, n in zip(sites, numbers, strict=True) if site in calls]
+            for site, count in mine:
+                calls[site] += count
+            if step.index is None:
+                continue
+            if any(count for _, count in mine):
+                _note(steps, step)
+            if not all(count for _, count in mine):
+                _note(skipped, step)
+        return Evidence(calls, steps, skipped)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """calls by site; by run id, the steps at which a control acted, and those at which a step cache
+    answered in place of at least one of its sites.
+    """
+
+    calls: dict[Site, int]
+    steps: dict[int, list[int]]
+    skipped: dict[int, list[int]]
+
+
+def _note(steps: dict[int, list[int]], step: Step) -> None:
+    seen = steps.setdefault(step.run_id, [])
+    if step.index is not None and step.index not in seen:
+        seen.append(step.index)
 
 
 def check_window(

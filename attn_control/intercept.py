@@ -10,6 +10,7 @@ lost after compile.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import copyreg
 import functools
@@ -17,7 +18,7 @@ import sys
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 
 from attn_control.call import Call, Site
 from attn_control.errors import AttnControlError
-from attn_control.families import EVERY, family_of, find_sites
+from attn_control.families import EVERY, family_of, find_sites, unwrap
+from attn_control.parallel import refuse_spread_heads
 from attn_control.plan import Plan, PlanBuilder
 from attn_control.processors.control import Control
 
@@ -50,6 +52,9 @@ class Port:
         self.main = None if parts == EVERY else parts.index("main")
         self.plan: Plan | None = None
         self.fired: Tensor | None = None
+        self.entered = (
+            False  # its processor ran in this forward; written in traced code, never read
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(None), ())  # a copied or pickled model is detached
@@ -185,6 +190,8 @@ def _watched_class(cls: Any) -> Any:
         port, index = _local.port, _local.index
         _local.port = self._attn_control_port or getattr(attn, "_attn_control_port", None)
         _local.index = 0
+        if _local.port is not None:
+            _local.port.entered = True
         try:
             return cls.__call__(self, attn, *args, **kwargs)
         finally:
@@ -220,6 +227,7 @@ class Interception:
 
     def __init__(self, model: nn.Module, component: str) -> None:
         family = family_of(model)
+        refuse_spread_heads(unwrap(model))
         self.ports = [Port(site, family.parts(site)) for site in find_sites(model, component)]
         self.notes: list[str] = []
         self._held: dict[int, Any] = {}
@@ -274,6 +282,25 @@ class Interception:
                 )
                 self._hold(port)
         return healed
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """Installed for the time being, beside whatever else is, if it is not."""
+        if self._held:
+            yield
+            return
+        spaces = [port.site.module.__dict__ for port in self.ports]
+        before = [space.get("_attn_control_port") for space in spaces]
+        try:
+            for space, port in zip(spaces, self.ports, strict=True):
+                space["_attn_control_port"] = port
+                self._hold(port)
+            yield
+        finally:
+            self.restore()
+            for space, port in zip(spaces, before, strict=True):
+                if port is not None:
+                    space["_attn_control_port"] = port
 
     def restore(self) -> None:
         """Give every processor its own class back, and every module its names."""

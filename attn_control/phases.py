@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,8 @@ from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
 from attn_control.families import Family
 from attn_control.intercept import Interception
-from attn_control.plan import Plan, PlanBuilder
+from attn_control.parallel import spread
+from attn_control.plan import PlanBuilder
 
 MAX_STRUCTURES = 8
 """Plan structures kept at once: older phases and shapes are compiled again when they return."""
@@ -91,10 +94,32 @@ class Phases:
         """Put plans on their ports, counters at zero; all other ports pass through."""
         for port in (*self.interception.ports, *self._all_bypasses()):
             port.plan = plans.get(port)
+            port.entered = False
             if port.plan is not None and port.fired is not None:
                 port.fired.zero_()
-            if step is not None and isinstance(port.plan, Plan):
+            if step is not None and hasattr(port.plan, "prepare"):
                 port.plan.prepare(step)
+            if isinstance(port, Bypass) and port.plan is not None:
+                port.refuse_cached()
+
+    @contextlib.contextmanager
+    def again(self, plans: dict[Any, Any], step: Step) -> Iterator[None]:
+        """Plans of a forward in force once more, whatever is in force now; nothing is counted."""
+        ports = list({*self.interception.ports, *self._all_bypasses(), *plans})
+        before = [(port, port.plan, port.fired) for port in ports]
+        with contextlib.ExitStack() as stack:
+            for port in plans:
+                if isinstance(port, Bypass):
+                    stack.enter_context(port.again())
+            for port in ports:
+                port.plan, port.fired = plans.get(port), None
+                if hasattr(port.plan, "prepare"):
+                    port.plan.prepare(step)
+            try:
+                yield
+            finally:
+                for port, plan, fired in before:
+                    port.plan, port.fired = plan, fired
 
     def plans(self, run: Pass) -> dict[Any, Any]:
         """The plans of a pass, by port."""
@@ -107,7 +132,8 @@ class Phases:
         # What decides a layout by its values: tensors by identity, kept alive while they are keys.
         held = [run.arguments.get(name) for name in sorted(self.family.by_value)]
         values = tuple(id(v) if isinstance(v, Tensor) else repr(v) for v in held)
-        key = (numbers, rows, shapes, values, sample.device, sample.dtype)
+        spreading = id(getattr(self.model, "_parallel_config", None))
+        key = (numbers, rows, shapes, values, sample.device, sample.dtype, spreading)
         if key not in self._plans:
             if len(self._plans) == MAX_STRUCTURES:
                 self._plans.pop(next(iter(self._plans)))
@@ -143,7 +169,7 @@ class Phases:
                 control.contribute(builder, entry.number, layout, entry.heads[port.site], own)
             plan = builder.build()
             if plan is not None:
-                plans[port] = plan
+                plans[port] = spread(plan, self.model, layout)
         plans |= self._skips(run, device)
         for port in plans:
             if port.fired is None or port.fired.device != device:

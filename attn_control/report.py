@@ -62,13 +62,18 @@ def peak_memory() -> int:
 
 @dataclass
 class ControlRecord:
-    """One control: what it touched, when, and what its extra forwards cost."""
+    """One control: what it touched, when, and what its extra forwards cost.
+
+    ``steps`` and ``skipped`` are by run: where it acted, and where a step cache answered in place
+    of some or all of its attention, so that there was nothing to act on.
+    """
 
     name: str
     idle: str | None
     density: float = 1.0
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     steps: dict[int, list[int]] = field(default_factory=dict)
+    skipped: dict[int, list[int]] = field(default_factory=dict)
     calls: int = 0
     extra: dict[str, float] = field(default_factory=dict)
     reason: str | None = None
@@ -76,6 +81,15 @@ class ControlRecord:
     @property
     def fired(self) -> bool:
         return self.calls > 0
+
+    def when(self) -> str:
+        """Its steps, run by run, e.g. ``0-3 (1, 3 cached)``."""
+        runs = []
+        for run in dict.fromkeys([*self.steps, *self.skipped]):
+            cached = _ranges(self.skipped.get(run, []))
+            acted = _ranges(self.steps.get(run, [])) or "none"
+            runs.append(f"{acted} ({cached} cached)" if cached else acted)
+        return "; ".join(runs) or "-"
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "fired": self.fired}
@@ -115,7 +129,7 @@ class Report:
                 record.name,
                 ", ".join(site["label"] for site in record.sites.values() if site["calls"])
                 or state,
-                "; ".join(_ranges(steps) for steps in record.steps.values()) or "-",
+                record.when(),
                 str(record.calls),
                 f"{record.density:.3f}",
                 f"{record.extra.get('seconds', 0.0):.2f}",

@@ -145,18 +145,19 @@ class Session:
             record = ControlRecord(str(control), control.idle, reason=self._why_not(number))
             watches = []
             for entry in self._entries[number]:
-                calls, steps = entry.evidence()
+                done = entry.evidence()
                 watches.append(entry.watch)
                 for site, heads in entry.heads.items():
-                    count = calls[site]
+                    count = done.calls[site]
                     record.calls += count
                     record.sites[f"{site.model}.{site.name}"] = {
                         "label": site.label,
                         "heads": list(heads),
                         "calls": count,
                     }
-                for run, indices in steps.items():
-                    record.steps.setdefault(run, []).extend(indices)
+                for kept, seen in ((record.steps, done.steps), (record.skipped, done.skipped)):
+                    for run, indices in seen.items():
+                        kept.setdefault(run, []).extend(indices)
             if control.guidance_scale is not None:
                 record.extra = _total(watches)
             records.append(record)
@@ -172,6 +173,8 @@ class Session:
         control, entries = self.controls[number], self._entries[number]
         if control.idle or any(entry.fired for entry in entries):
             return None
+        if any(entry.due for entry in entries):
+            return "a step cache answered in its place at every due step"
         seen = [entry.last for entry in entries if entry.last is not None]
         if not seen:
             return "the denoiser was never called"

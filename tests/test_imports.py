@@ -25,8 +25,9 @@ LEVELS = [
     ("render",),
     # What DESIGN.md calls attach.py: a module of that name would shadow the function.
     ("session", "entry", "denoiser", "phases", "bypass", "steps", "report"),
+    ("caches", "recompute"),
     ("guidance",),
-    ("intercept",),
+    ("intercept", "parallel"),
     ("families", "layouts"),
     ("processors",),
     ("maps",),

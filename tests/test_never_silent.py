@@ -207,12 +207,3 @@ def test_a_model_is_usable_inside_the_session_after_a_refused_call():
             tiny_pipelines.render(pipe, call)
         tiny_pipelines.render(pipe, {**call, "num_inference_steps": 10})
     assert list(session.report().controls[0].steps.values()) == [[4]]
-
-
-def test_gradient_checkpointing_would_recompute_without_the_plan_and_is_refused():
-    model = tiny.sd3().train()
-    model.enable_gradient_checkpointing()
-    with pytest.raises(AttnControlError, match="checkpointing"), attach(model, HeadGate("L0")):
-        model(**tiny.inputs("sd3"))
-    with torch.no_grad(), attach(model, HeadGate("L0")):  # nothing is recomputed
-        model(**tiny.inputs("sd3"))

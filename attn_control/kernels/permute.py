@@ -34,7 +34,9 @@ class Permute:
 
     def __call__(self, b: Block) -> Tensor:
         start, stop = b.span
-        v = torch.cat([b.v[:, :, :start], b.own[:, :, self.order], b.v[:, :, stop:]], dim=2)
+        # Autograd keeps the order it was given until backward, and the next step writes into ours.
+        order = self.order.clone() if torch.is_grad_enabled() else self.order
+        v = torch.cat([b.v[:, :, :start], b.own[:, :, order], b.v[:, :, stop:]], dim=2)
         return torch.nn.functional.scaled_dot_product_attention(
             b.q, b.k, v, attn_mask=b.mask, scale=b.scale
         )
