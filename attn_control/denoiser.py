@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.eval_frame import set_eval_frame
 
+from attn_control.branches import calling_pipeline
 from attn_control.call import Site, Step, rows_in, sample_of, tensor_in, with_sample
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
@@ -27,7 +28,7 @@ from attn_control.intercept import Interception, copied_as
 from attn_control.phases import Pass, Phases
 from attn_control.processors.guide import Guide
 from attn_control.report import Stopwatch
-from attn_control.steps import StepTracker, calling_pipeline
+from attn_control.steps import StepTracker
 
 MAX_RUNS = 16
 """Runs whose last difference is kept: as many threads may share one model under split guidance."""
@@ -51,6 +52,7 @@ class Denoiser:
 
     def __init__(self, model: Any, component: str) -> None:
         self.model, self.component = model, component
+        self.beside = component.startswith("controlnet")
         self._alone = StepTracker()
         self.family = family_of(model)
         self.interception = Interception(model, component)
@@ -87,6 +89,12 @@ class Denoiser:
 
     def set_entries(self, entries: list[Entry]) -> None:
         """The controls in force changed."""
+        for entry in entries if self.beside else ():
+            if entry.control.guidance_scale is not None or entry.control.appends:
+                raise AttnControlError(
+                    f"{entry.control}: {self.component} runs before the denoiser, whose rows alone"
+                    " run again; expected a control that acts in place, or sites of the denoiser"
+                )
         self.phases.set_entries(entries)
         self._kept.clear()
 
@@ -128,7 +136,8 @@ class Denoiser:
         # Models pop from nested dicts while they run: keep what the extra forwards will need.
         spare = _copied(arguments)
         tracker = self._tracker()
-        step = self.step = tracker.locate(self.family, arguments, _context.name)
+        beside = self.component if self.beside else None
+        step = self.step = tracker.locate(self.family, arguments, _context.name, beside)
         for entry in active:
             entry.begin(step, tracker.run)
         due = [entry for entry in active if entry.control.when.holds(step, str(entry.control))]

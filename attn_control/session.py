@@ -14,7 +14,7 @@ from attn_control.call import Site, Step
 from attn_control.denoiser import Denoiser
 from attn_control.entry import Entry, check_window
 from attn_control.errors import AttnControlError
-from attn_control.families import Family, denoisers
+from attn_control.families import Family, bent_by, denoisers, refuse_guiders
 from attn_control.processors.control import Control
 from attn_control.report import ControlRecord, Report, Stopwatch, usage
 
@@ -55,6 +55,8 @@ class Session:
                     f" {type(control).__name__}"
                 )
         models = denoisers(target)
+        if controls:
+            refuse_guiders(target)
         self.controls, self.strict = controls, strict
         self.pipe = None if isinstance(target, nn.Module) else target
         self._closed = False
@@ -162,7 +164,9 @@ class Session:
             records.append(record)
         for denoiser in self._denoisers:
             notes += denoiser.interception.notes
-        plain = _total([denoiser.plain for denoiser in self._denoisers])
+        if any(control.guidance_scale is not None for control in self.controls):
+            notes += bent_by(self.pipe)
+        plain = _total([denoiser.plain for denoiser in self._denoisers if not denoiser.beside])
         return Report(
             records, plain, _total([denoiser.guided for denoiser in self._denoisers]), notes
         )

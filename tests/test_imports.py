@@ -25,6 +25,7 @@ LEVELS = [
     ("render",),
     # What DESIGN.md calls attach.py: a module of that name would shadow the function.
     ("session", "entry", "denoiser", "phases", "bypass", "steps", "report"),
+    ("branches",),
     ("guidance",),
     ("intercept",),
     ("families", "layouts"),
