@@ -67,6 +67,10 @@ class Session:
             for component, model in models.items():
                 self._denoisers.append(self._join(model, component))
             sites = self.sites
+            for control in controls:
+                if control.made_for is not None:
+                    for denoiser in self._denoisers:
+                        control.made_for.check(control, denoiser.family.name, denoiser.sites)
             chosen = [control.select(sites) for control in controls]
         except BaseException:
             self._leave()
@@ -180,6 +184,8 @@ class Session:
         if not seen:
             return "the denoiser was never called"
         index, total = seen[-1]
+        if control.branch == "uncond":
+            return "no negative pass ran"
         if index is not None and total is not None and index + 1 < total:
             return f"the run stopped at step {index} of {total}, before window {control.window!r}"
         return f"no call fell into window {control.window!r}"

@@ -35,6 +35,9 @@ class Control:
     allowed: ClassVar[tuple[str, ...]] = ("joint", "self", "self2")
     """The slots that a selector may name."""
 
+    made_for: ClassVar[Any] = None
+    """The preset that a control comes from (see ``catalog``): attach refuses other models."""
+
     def __post_init__(self) -> None:
         try:
             parse_heads(self.heads)
