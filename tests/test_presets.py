@@ -172,8 +172,8 @@ are numbers within one model. `dataclasses.replace(control, scale=2.0)` makes a 
 which is no longer held to that model. Sampler settings of a source are told, never applied.
 
 **Nothing below was run by us on its checkpoint unless "verified on" says so.** What is tested for
-each: it attaches to a model with the layers and heads of its checkpoint, next to no width and random
-weights, acts there, and every option arrives.
+each: it attaches to a model with the layers and heads of its checkpoint, next to no width and
+random weights, acts there, and every option arrives.
 
 | preset | for | what it sets | verified on |
 |---|---|---|---|
