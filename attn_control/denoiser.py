@@ -142,9 +142,15 @@ class Denoiser:
             entry.begin(step, tracker.run)
         due = [entry for entry in active if entry.control.when.holds(step, str(entry.control))]
         cond = step.rows("cond")
-        in_place = [entry for entry in due if entry.control.guidance_scale is None]
-        if cond is None:  # the uncond call of split guidance
-            in_place = [entry for entry in in_place if not entry.control.appends]
+        for entry in due:
+            if entry.control.branch == "uncond":
+                entry.expect_negative(step, split=self.family.cfg == "split")
+        in_place = [
+            entry
+            for entry in due
+            if entry.control.guidance_scale is None
+            and (entry.control.branch is None or entry.control.branch in step.branch)
+        ]
         guides = [entry for entry in due if entry.control.guidance_scale is not None]
         if (
             due
@@ -162,9 +168,11 @@ class Denoiser:
                 f"{twice[0].control}: {type(unwrap(self.model)).__name__} was called with a cache"
                 " of keys and values, into which another forward would write; switch the cache off"
             )
-        output = self._forward(forward, Pass(arguments, in_place, cond), step, [self.plain])
+        main = Pass(arguments, in_place, cond, uncond=step.rows("uncond"))
+        output = self._forward(forward, main, step, [self.plain])
         if not guides:
             return output
+        in_place = [entry for entry in in_place if entry.control.branch != "uncond"]
         sample = sample_of(output)
         if cond is None:
             return with_sample(output, add_to_rows(sample, self._kept_delta(step)))

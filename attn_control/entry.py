@@ -31,6 +31,7 @@ class Entry:
         self.runs: list[int] = []
         self.last: tuple[int | None, int | None] | None = None
         self._history: list[tuple[Step, list[Site], Tensor]] = []
+        self._negative: dict[int, int | None] = {}  # run -> None, or the step since which it lacks
 
     def begin(self, step: Step, run: Run | None) -> None:
         """Note a denoiser call; at the first of a run, refuse a window without any of its steps."""
@@ -41,11 +42,27 @@ class Entry:
             check_window(self.control, self.control.when, run.values, run.sigmas, run.first)
         self.runs.append(step.run_id)
 
+    def expect_negative(self, step: Step, split: bool) -> None:
+        """Refuse a run without a negative pass. In split guidance that comes after the conditional
+        call, so that its lack shows at the next step.
+        """
+        since = self._negative.get(step.run_id, step.index)
+        if "uncond" in step.branch or (since is None and step.index is not None):
+            self._negative[step.run_id] = None
+            return
+        if not split or step.index is None or since != step.index:
+            raise AttnControlError(
+                f"{self.control}: fused into the negative pass, which this run does not have; turn"
+                " classifier-free guidance on, or use fused=False"
+            )
+        self._negative[step.run_id] = since
+
     def saw(self, step: Step, sites: list[Site], counts: Tensor) -> None:
         """Keep a forward's counts, int64 (sites,). The first time, every site must have acted."""
         if not self.proven:
+            due = self.control.sites_at(step, self.heads)
             for site, count in zip(sites, counts.tolist(), strict=True):
-                if site in self.heads and not count:
+                if site in due and not count:
                     processor = type(site.module.processor)
                     raise AttnControlError(
                         f"{self.control}: did not act at {site.label} ({site.name}) at its first"

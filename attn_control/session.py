@@ -184,11 +184,10 @@ class Session:
         if not seen:
             return "the denoiser was never called"
         index, total = seen[-1]
-        if control.branch == "uncond":
-            return "no negative pass ran"
         if index is not None and total is not None and index + 1 < total:
             return f"the run stopped at step {index} of {total}, before window {control.window!r}"
-        return f"no call fell into window {control.window!r}"
+        what = "negative pass" if control.branch == "uncond" else "call"
+        return f"no {what} fell into window {control.window!r}"
 
     def _interrupted(self, number: int) -> bool:
         return (self._why_not(number) or "").startswith("the run stopped")
