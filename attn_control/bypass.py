@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attn_control.call import Site
+from attn_control.call import Site, Step
 from attn_control.errors import AttnControlError
 from attn_control.families import Family, parameters
 
@@ -25,12 +25,42 @@ from attn_control.families import Family, parameters
 class BypassPlan:
     """What the module's output is replaced by: ``(1 - u) f(x) + u x`` for a block, ``(1 - u) f(x)``
     else.
+
+    Attributes:
+        u: float32 (), and touch: int64 (controls,); both change in place where sets are drawn.
+        whole: the module need not run at all.
+        rows: half-open range of the batch that is replaced, None for all of it.
+        drawn: whether the module is left out at a step; None: at each.
     """
 
     kind: str
     u: Tensor
     whole: bool
     touch: Tensor
+    strength: float
+    rows: tuple[int, int] | None = None
+    drawn: Callable[[Step], bool] | None = None
+    number: int = 0
+
+    def prepare(self, step: Step) -> None:
+        """Before each forward, outside the graph: whether this step leaves the module out."""
+        if self.drawn is not None:
+            due = self.drawn(step)
+            self.u.fill_(self.strength if due else 0.0)
+            self.touch[self.number] = int(due)
+
+    def mix(self, output: Tensor, skipped: Tensor | None) -> Tensor:
+        """The output with its rows led to ``skipped``, or to zero."""
+        part = output if self.rows is None else output[slice(*self.rows)]
+        u = self.u.to(output.dtype)
+        if skipped is None:
+            part = part * (1 - u)
+        else:
+            part = torch.lerp(part, skipped if self.rows is None else skipped[slice(*self.rows)], u)
+        if self.rows is None:
+            return part
+        first, last = self.rows
+        return torch.cat([output[:first], part, output[last:]])
 
 
 class Bypass:
@@ -94,15 +124,14 @@ class Bypass:
             self.fired.add_(plan.touch)
         if plan.kind != "block":
             output = inner(self.module, *args, **kwargs)
-            return _each(lambda value: value * (1 - plan.u).to(value.dtype), output)
+            return _each(lambda value: plan.mix(value, None), output)
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         skipped = tuple(given[name] for name in self.returns)
         if not plan.whole:
             output = inner(self.module, *args, **kwargs)
             output = output if isinstance(output, tuple) else (output,)
             skipped = tuple(
-                None if y is None else torch.lerp(y, x, plan.u.to(y.dtype))
-                for x, y in zip(skipped, output, strict=True)
+                None if y is None else plan.mix(y, x) for x, y in zip(skipped, output, strict=True)
             )
         return skipped if len(skipped) > 1 else skipped[0]
 
@@ -132,12 +161,25 @@ def find_bypasses(model: nn.Module, family: Family, site: Site, kind: str) -> li
     return [Bypass(site, module, ()) for module in modules]
 
 
-def skip_plan(control: Any, number: int, controls: int, device: torch.device) -> BypassPlan:
-    """The plan of a skipping control, the ``number``-th of ``controls``."""
+def skip_plan(
+    control: Any,
+    number: int,
+    controls: int,
+    device: torch.device,
+    rows: tuple[int, int] | None = None,
+    drawn: Callable[[Step], bool] | None = None,
+) -> BypassPlan:
+    """The plan of a skipping control, the ``number``-th of ``controls``.
+
+    A module that is drawn anew at each step always runs: which ones are left out is then a tensor's
+    value and no part of the graph.
+    """
     touch = torch.zeros(controls, dtype=torch.int64, device=device)
     touch[number] = 1
-    u = torch.tensor(float(control.u), device=device)
-    return BypassPlan(control.bypass, u, control.u == 1, touch)
+    strength = float(control.u)
+    whole = strength == 1 and rows is None and drawn is None
+    u = torch.tensor(strength, device=device)
+    return BypassPlan(control.bypass, u, whole, touch, strength, rows, drawn, number)
 
 
 @functools.lru_cache(None)

@@ -25,7 +25,8 @@ class Site:
 
     Attributes:
         name: qualified module name inside its model, as in ``named_modules()``; what files store.
-        model: the pipeline component it belongs to: "transformer", "transformer_2" or "unet".
+        model: the pipeline component it belongs to: "transformer", "transformer_2", "unet", or a
+            "controlnet" ("controlnet_1" of several), which stands beside the denoiser.
         layer: block index over the whole model in execution order (joint blocks first, then
             single).
         slot: which attention of the block: "joint", "self", "cross" or "self2".
@@ -47,6 +48,11 @@ class Site:
     def label(self) -> str:
         """The short name that selectors use, e.g. ``L3.cross``."""
         return f"L{self.layer}.{self.slot}"
+
+    @property
+    def beside(self) -> bool:
+        """Whether its model helps the denoiser: selectors take it by its component's name only."""
+        return self.model.startswith("controlnet")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.eval_frame import set_eval_frame
 
+from attn_control.branches import calling_pipeline
 from attn_control.caches import StepCaches
 from attn_control.call import Site, Step, rows_in, sample_of, tensor_in, with_sample
 from attn_control.entry import Entry
@@ -29,7 +30,7 @@ from attn_control.phases import Pass, Phases
 from attn_control.processors.guide import Guide
 from attn_control.recompute import refuse_in_backward, remembered
 from attn_control.report import Stopwatch
-from attn_control.steps import StepTracker, calling_pipeline
+from attn_control.steps import StepTracker
 
 MAX_RUNS = 16
 """Runs whose last difference is kept: as many threads may share one model under split guidance."""
@@ -52,6 +53,7 @@ class Denoiser:
 
     def __init__(self, model: Any, component: str) -> None:
         self.model, self.component = model, component
+        self.beside = component.startswith("controlnet")
         self._alone = StepTracker()
         self.family = family_of(model)
         self.interception = Interception(model, component)
@@ -90,6 +92,12 @@ class Denoiser:
 
     def set_entries(self, entries: list[Entry]) -> None:
         """The controls in force changed."""
+        for entry in entries if self.beside else ():
+            if entry.control.guidance_scale is not None or entry.control.appends:
+                raise AttnControlError(
+                    f"{entry.control}: {self.component} runs before the denoiser, whose rows alone"
+                    " run again; expected a control that acts in place, or sites of the denoiser"
+                )
         self.phases.set_entries(entries)
         self._kept.clear()
 
@@ -133,14 +141,21 @@ class Denoiser:
         tracker = self._tracker()
         if tracker.pipe is not None:
             refuse_in_backward(type(unwrap(self.model)).__name__)
-        step = self.step = tracker.locate(self.family, arguments, _context.name)
+        beside = self.component if self.beside else None
+        step = self.step = tracker.locate(self.family, arguments, _context.name, beside)
         for entry in active:
             entry.begin(step, tracker.run)
         due = [entry for entry in active if entry.control.when.holds(step, str(entry.control))]
         cond = step.rows("cond")
-        in_place = [entry for entry in due if entry.control.guidance_scale is None]
-        if cond is None:  # the uncond call of split guidance
-            in_place = [entry for entry in in_place if not entry.control.appends]
+        for entry in due:
+            if entry.control.branch == "uncond":
+                entry.expect_negative(step, split=self.family.cfg == "split")
+        in_place = [
+            entry
+            for entry in due
+            if entry.control.guidance_scale is None
+            and (entry.control.branch is None or entry.control.branch in step.branch)
+        ]
         guides = [entry for entry in due if entry.control.guidance_scale is not None]
         twice = [*guides, *(entry for entry in in_place if entry.control.appends)]
         if twice and any(arguments.get(name) is not None for name in _CACHES):
@@ -148,9 +163,11 @@ class Denoiser:
                 f"{twice[0].control}: {type(unwrap(self.model)).__name__} was called with a cache"
                 " of keys and values, into which another forward would write; switch the cache off"
             )
-        output = self._forward(forward, Pass(arguments, in_place, cond), step, [self.plain])
+        main = Pass(arguments, in_place, cond, uncond=step.rows("uncond"))
+        output = self._forward(forward, main, step, [self.plain])
         if not guides:
             return output
+        in_place = [entry for entry in in_place if entry.control.branch != "uncond"]
         sample = sample_of(output)
         if cond is None:
             return with_sample(output, add_to_rows(sample, self._kept_delta(step)))

@@ -35,6 +35,7 @@ class Entry:
         self.runs: list[int] = []
         self.last: tuple[int | None, int | None] | None = None
         self._history: list[tuple[Step, list[Site], Tensor]] = []
+        self._negative: dict[int, int | None] = {}  # run -> None, or the step since which it lacks
 
     def begin(self, step: Step, run: Run | None) -> None:
         """Note a denoiser call; at the first of a run, refuse a window without any of its steps."""
@@ -44,6 +45,21 @@ class Entry:
         if run is not None:
             check_window(self.control, self.control.when, run.values, run.sigmas, run.first)
         self.runs.append(step.run_id)
+
+    def expect_negative(self, step: Step, split: bool) -> None:
+        """Refuse a run without a negative pass. In split guidance that comes after the conditional
+        call, so that its lack shows at the next step.
+        """
+        since = self._negative.get(step.run_id, step.index)
+        if "uncond" in step.branch or (since is None and step.index is not None):
+            self._negative[step.run_id] = None
+            return
+        if not split or step.index is None or since != step.index:
+            raise AttnControlError(
+                f"{self.control}: fused into the negative pass, which this run does not have; turn"
+                " classifier-free guidance on, or use fused=False"
+            )
+        self._negative[step.run_id] = since
 
     def doubt(self) -> None:
         """Processors changed: every site has to be seen to act again."""
@@ -62,15 +78,20 @@ class Entry:
                 whether their attention (or the module to be skipped) was called at all.
         """
         if self._unproven:
-            self._prove(step, zip(sites, counts.tolist(), ran, strict=True), caches)
+            due = self.control.sites_at(step, self.heads) & self._unproven
+            self._prove(step, due, zip(sites, counts.tolist(), ran, strict=True), caches)
         self._history.append((step, sites, counts))
 
     def _prove(
-        self, step: Step, found: Iterable[tuple[Site, int, bool]], caches: StepCaches
+        self,
+        step: Step,
+        due: set[Site],
+        found: Iterable[tuple[Site, int, bool]],
+        caches: StepCaches,
     ) -> None:
         acted, cached = set(), set()
         for site, count, called in found:
-            if site not in self._unproven:
+            if site not in due:
                 continue
             (acted if count else cached).add(site)
             if count:
@@ -114,7 +135,8 @@ class Entry:
         skipped: dict[int, list[int]] = {}
         for step, sites, counts in self._history:
             numbers = counts.tolist()
-            mine = [(site, n) for site, n in zip(sites, numbers, strict=True) if site in calls]
+            due = self.control.sites_at(step, self.heads)
+            mine = [(site, n) for site, n in zip(sites, numbers, strict=True) if site in due]
             for site, count in mine:
                 calls[site] += count
             if step.index is None:

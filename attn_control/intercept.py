@@ -331,11 +331,10 @@ def processors_for(model: Any, control: Control) -> dict[str, Any]:
             f"{control}: {type(model).__name__} has no attn_processors; use: with attach(pipe,"
             f" {control}): pipe(...)"
         )
-    family = family_of(model)
-    chosen = {
-        site.name: (site, heads)
-        for site, heads in control.select(find_sites(model, "transformer")).items()
-    }
+    family, sites = family_of(model), find_sites(model, "transformer")
+    if control.made_for is not None:
+        control.made_for.check(control, family.name, sites)
+    chosen = {site.name: (site, heads) for site, heads in control.select(sites).items()}
     result = dict(model.attn_processors)
     for key, processor in result.items():
         site, heads = chosen.get(key.removesuffix(".processor"), (None, ()))

@@ -140,7 +140,8 @@ def text_then_packed(site: Site, args: Arguments, model: Any) -> Layout:
         return Layout.joint(text, ("image", tokens, None))
     ids = (ids[0] if ids.ndim == 3 else ids).detach().to("cpu", torch.float32)
     count = int((ids[:, 0] == ids[0, 0]).sum())
-    height, width = (int(n) + 1 for n in (ids[:count, 1:3] - ids[0, 1:3]).amax(dim=0))
+    # Counted, not read off the largest: FLUX.3's are half as far apart, LongCat's start at 512.
+    height, width = (len(ids[:count, column].unique()) for column in (1, 2))
     shape = (1, height, width) if height * width == count else None
     image: Part = ("image", count, shape)
     if site.slot == "self":
@@ -168,8 +169,24 @@ def video_then_text(site: Site, args: Arguments, model: Any) -> Layout:
     return Layout.joint(_picture(args, model), ("reference", length, None), text)
 
 
+def video_then_text_or_itself(site: Site, args: Arguments, model: Any) -> Layout:
+    """As above, but the last single blocks are a decoder: they see the video, and after it what the
+    blocks before have made of it. A cross-attention beside the joint one asks the text alone.
+    """
+    video, blocks = _picture(args, model), model.single_transformer_blocks
+    if site.slot == "cross":
+        return Layout.cross(Layout.joint(video), Layout.joint(text_of(args)))
+    group, index = site.name.split(".")[:2]
+    first = len(blocks) - model.config.num_decoder_layers
+    if group == "single_transformer_blocks" and int(index) >= first:
+        return Layout.joint(video, ("reference", *video[1:]))
+    return video_then_text(site, args, model)
+
+
 def video_then_mixed_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """As above, but an embedded picture of zeros is none: its tokens go to the text's padding."""
+    """[video, embedded picture, text], but a picture of zeros is none: its tokens go to the text's
+    padding.
+    """
     picture, text = args["image_embeds"], text_of(args, model)
     length = int(picture.shape[1])
     if bool(picture.any()):
@@ -220,8 +237,14 @@ def wan_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
     return _two(site, args, _picture(args, model), keys=keys)
 
 
+def video_and_nested_text(site: Site, args: Arguments, model: Any) -> Layout:
+    """As above, where pipelines give the text as (rows, 1, tokens, width)."""
+    text = args["encoder_hidden_states"]
+    return video_and_text(site, {**args, "encoder_hidden_states": text.flatten(1, -2)}, model)
+
+
 def reference_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """As above, where the first frame is a reference."""
+    """A video attends to itself, then to text; its first frame is a reference."""
     frames, height, width = _patches(args, model)
     reference, video = grid("reference", height, width), grid("video", height, width, frames - 1)
     return _two(site, args, reference, video, keys=_wan_keys(site, args, model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from attn_control.families import Family
 from attn_control.intercept import Interception
 from attn_control.parallel import spread
 from attn_control.plan import PlanBuilder
+from attn_control.processors.control import Control
+from attn_control.processors.pairs import check_pairs
 
 MAX_STRUCTURES = 8
 """Plan structures kept at once: older phases and shapes are compiled again when they return."""
@@ -32,8 +34,8 @@ class Pass:
     Attributes:
         arguments: by name, as the model gets them, but for rows appended at the end.
         acting: the controls that are part of it.
-        cond: its conditional rows, if any; perturbed: the rows that guides may change, None for
-            all.
+        cond, uncond: its conditional and its negative rows, if any; perturbed: the rows that guides
+            may change, None for all.
         appended: cond rows that run once more, with other text, behind all others.
     """
 
@@ -42,6 +44,13 @@ class Pass:
     cond: Rows | None
     perturbed: Rows | None = None
     appended: int = 0
+    uncond: Rows | None = None
+
+    def rows_of(self, control: Control) -> Rows | None:
+        """The rows that a control may change, None for all."""
+        if control.branch is not None:
+            return self.cond if control.branch == "cond" else self.uncond
+        return self.perturbed if control.guidance_scale is not None else None
 
 
 def _shape(value: Any) -> Any:
@@ -66,6 +75,7 @@ class Phases:
         """The controls in force changed: forget what was compiled, swap the modules to be
         skipped.
         """
+        check_pairs([(entry.control, entry.heads) for entry in entries])
         for bypass in self._all_bypasses():
             bypass.restore()
         self._bypasses = {}
@@ -81,10 +91,13 @@ class Phases:
             for site in entry.heads if kind else ():
                 assert kind is not None
                 if (site, kind) not in self._bypasses:
+                    held = {id(bypass.module): bypass for bypass in self._all_bypasses()}
                     found = find_bypasses(self.model, self.family, site, kind)
-                    self._bypasses[site, kind] = found
                     for bypass in found:
-                        bypass.install()
+                        if id(bypass.module) not in held:
+                            bypass.install()
+                    found = [held.get(id(bypass.module), bypass) for bypass in found]
+                    self._bypasses[site, kind] = found
 
     def forget(self) -> None:
         """Drop compiled plans."""
@@ -97,7 +110,7 @@ class Phases:
             port.entered = False
             if port.plan is not None and port.fired is not None:
                 port.fired.zero_()
-            if step is not None and hasattr(port.plan, "prepare"):
+            if step is not None and port.plan is not None:
                 port.plan.prepare(step)
             if isinstance(port, Bypass) and port.plan is not None:
                 port.refuse_cached()
@@ -113,7 +126,7 @@ class Phases:
                     stack.enter_context(port.again())
             for port in ports:
                 port.plan, port.fired = plans.get(port), None
-                if hasattr(port.plan, "prepare"):
+                if port.plan is not None:
                     port.plan.prepare(step)
             try:
                 yield
@@ -128,7 +141,7 @@ class Phases:
         sample = tensor_in(run.arguments[self.family.sample])
         shapes = tuple((name, _shape(value)) for name, value in run.arguments.items())
         numbers = tuple(entry.number for entry in run.acting)
-        rows = (run.cond, run.perturbed, run.appended)
+        rows = (run.cond, run.uncond, run.perturbed, run.appended)
         # What decides a layout by its values: tensors by identity, kept alive while they are keys.
         held = [run.arguments.get(name) for name in sorted(self.family.by_value)]
         values = tuple(id(v) if isinstance(v, Tensor) else repr(v) for v in held)
@@ -142,7 +155,8 @@ class Phases:
         return self._plans[key][0]
 
     def _all_bypasses(self) -> list[Bypass]:
-        return [bypass for found in self._bypasses.values() for bypass in found]
+        found = [bypass for some in self._bypasses.values() for bypass in some]
+        return list({id(bypass): bypass for bypass in found}.values())
 
     def _build(self, run: Pass, sample: Tensor) -> dict[Any, Any]:
         device, plans = sample.device, {}
@@ -159,13 +173,7 @@ class Phases:
                     control.check(port.site, layout)
                 elif "layout" in control.needs:
                     raise self._no_layout(control, port.site)
-                own = run.perturbed if control.guidance_scale is not None else None
-                own = run.cond if control.appends else own
-                if own is not None and self.family.folded:
-                    raise AttnControlError(
-                        f"{control}: attention of {self.family.name} has other rows than the batch,"
-                        " so that cond rows cannot be changed alone there"
-                    )
+                own = self._own_rows(control, run)
                 control.contribute(builder, entry.number, layout, entry.heads[port.site], own)
             plan = builder.build()
             if plan is not None:
@@ -175,6 +183,15 @@ class Phases:
             if port.fired is None or port.fired.device != device:
                 port.fired = torch.zeros(len(self.entries), dtype=torch.int64, device=device)
         return plans
+
+    def _own_rows(self, control: Control, run: Pass) -> Rows | None:
+        own = run.rows_of(control)
+        if own is not None and self.family.folded:
+            raise AttnControlError(
+                f"{control}: attention of {self.family.name} has other rows than the batch, so that"
+                f" {control.branch or 'cond'} rows cannot be changed alone there"
+            )
+        return own
 
     def _layout(self, site: Site, run: Pass) -> Layout | None:
         if self.family.layout is None:
@@ -194,10 +211,20 @@ class Phases:
     def _skips(self, run: Pass, device: torch.device) -> dict[Any, Any]:
         plans: dict[Any, Any] = {}
         for entry in run.acting:
-            kind = entry.control.bypass
-            for site in entry.heads if kind else ():
-                for bypass in self._bypasses[site, kind or ""]:
+            control, kind = entry.control, entry.control.bypass
+            if not kind:
+                continue
+            rows = self._own_rows(control, run) if control.branch else None
+            if rows == (0, rows_in(run.arguments[self.family.sample])):
+                rows = None  # no other rows: what is left out whole need not run
+            for site in entry.heads:
+                drawn = _drawn(entry, site) if getattr(control, "stochastic", None) else None
+                for bypass in self._bypasses[site, kind]:
                     plans[bypass] = skip_plan(
-                        entry.control, entry.number, len(self.entries), device
+                        control, entry.number, len(self.entries), device, rows, drawn
                     )
         return plans
+
+
+def _drawn(entry: Entry, site: Site) -> Callable[[Step], bool]:
+    return lambda step: site in entry.control.sites_at(step, entry.heads)

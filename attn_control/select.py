@@ -1,6 +1,7 @@
 """The grammar for heads and for windows of steps: parsed once, immutable, with errors that point.
 
-heads   := item ("," item)*          item := "L" range ["." slot] ["H" range]  |  "all"
+heads   := item ("," item)*          item := [component ":"] place
+place   := "L" range ["." slot] ["H" range]  |  "all"
 range   := number | number "-" number
 window  := a "-" b                   progress in [0, 1], half-open, 1 inclusive
          | "sigma" high "-" low      noise levels, both inclusive
@@ -20,6 +21,7 @@ from attn_control.errors import AttnControlError
 
 _NUMBER = re.compile(r"\d+")
 _SLOT = re.compile(r"[A-Za-z]\w*")
+_COMPONENT = re.compile(r"([A-Za-z]\w*):")
 _FLOAT = r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)"
 _FORM = "expected '0-0.25' (progress from 0 to 1) or 'sigma 14-2' (from high to low)"
 _WINDOW = re.compile(rf"\s*(sigma\s+)?{_FLOAT}\s*-\s*{_FLOAT}\s*")
@@ -35,14 +37,23 @@ def _point(text: str, at: int, expected: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Term:
-    """One item: a closed range of layers, perhaps a slot, perhaps a closed range of heads."""
+    """One item: a closed range of layers, perhaps a slot, perhaps a closed range of heads; of one
+    component of the pipeline, or of every denoiser.
+    """
 
     text: str
     layers: tuple[int, int] | None
     slot: str | None
     heads: tuple[int, int] | None
+    model: str | None = None
+
+    def means(self, site: Site) -> bool:
+        """Whether the site's model is meant."""
+        return not site.beside if self.model is None else site.model == self.model
 
     def takes(self, site: Site, slots: tuple[str, ...]) -> bool:
+        if not self.means(site):
+            return False
         if self.layers and not self.layers[0] <= site.layer <= self.layers[1]:
             return False
         return site.slot == self.slot if self.slot else site.slot in slots
@@ -102,9 +113,16 @@ class Selector:
                     f" it acts on: {', '.join(allowed)}"
                 )
             matched = [site for site in sites if term.takes(site, slots)]
+            models = dict.fromkeys(site.model for site in sites)
+            if term.model is not None and term.model not in models:
+                raise AttnControlError(
+                    f"{who}: {term.text!r} names the component {term.model!r}; there is:"
+                    f" {', '.join(models)}"
+                )
+            there = [site for site in sites if term.means(site)]
             if not matched:
                 raise AttnControlError(
-                    f"{who}: {term.text!r} matches no attention site; {_inventory(sites, slots)}"
+                    f"{who}: {term.text!r} matches no attention site; {_inventory(there, slots)}"
                 )
             if term.layers:
                 present = {site.layer for site in matched}
@@ -112,7 +130,7 @@ class Selector:
                 if missing:
                     raise AttnControlError(
                         f"{who}: {term.text!r} asks for layer {missing[0]}, which has no such site;"
-                        f" {_inventory(sites, slots)}"
+                        f" {_inventory(there, slots)}"
                     )
             for site in matched:
                 first, last = term.heads or (0, site.heads - 1)
@@ -172,7 +190,7 @@ class _Scanner:
 
 def parse_heads(text: str) -> Selector:
     """Parse a head selector such as ``"L7H3, L9H11-14"``, ``"L2-5, L9"``, ``"L3.cross"`` or
-    ``"all"``.
+    ``"all"``; ``"transformer_2:L3"`` is of one component alone, and only so is a ControlNet taken.
 
     Raises:
         AttnControlError: points at the first character that does not fit the grammar.
@@ -197,9 +215,12 @@ def _parse_heads(text: str) -> Selector:
 
 def _item(scan: _Scanner) -> Term:
     start = scan.at
-    layers = slot = heads = None
+    layers = slot = heads = model = None
+    component = _COMPONENT.match(scan.text, scan.at)
+    if component:
+        model, scan.at = component.group(1), component.end()
     if scan.take("all"):
-        return Term("all", None, None, None)
+        return Term(scan.text[start : scan.at], None, None, None, model)
     if not scan.take("L"):
         _point(scan.text, scan.at, "a layer such as L3 (or 'all')")
     layers = scan.span("layer")
@@ -216,7 +237,7 @@ def _item(scan: _Scanner) -> Term:
             _point(scan.text, scan.at, f"one of {', '.join(SLOTS)}")
     if scan.take("H"):
         heads = scan.span("head")
-    return Term(scan.text[start : scan.at], layers, slot, heads)
+    return Term(scan.text[start : scan.at], layers, slot, heads, model)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from attn_control.call import Site, Step
 from attn_control.denoiser import Denoiser
 from attn_control.entry import Entry, check_window
 from attn_control.errors import AttnControlError
-from attn_control.families import Family, denoisers
+from attn_control.families import Family, bent_by, denoisers, refuse_guiders
 from attn_control.processors.control import Control
 from attn_control.report import ControlRecord, Report, Stopwatch, usage
 
@@ -55,6 +55,8 @@ class Session:
                     f" {type(control).__name__}"
                 )
         models = denoisers(target)
+        if controls:
+            refuse_guiders(target)
         self.controls, self.strict = controls, strict
         self.pipe = None if isinstance(target, nn.Module) else target
         self._closed = False
@@ -65,6 +67,10 @@ class Session:
             for component, model in models.items():
                 self._denoisers.append(self._join(model, component))
             sites = self.sites
+            for control in controls:
+                if control.made_for is not None:
+                    for denoiser in self._denoisers:
+                        control.made_for.check(control, denoiser.family.name, denoiser.sites)
             chosen = [control.select(sites) for control in controls]
         except BaseException:
             self._leave()
@@ -163,7 +169,9 @@ class Session:
             records.append(record)
         for denoiser in self._denoisers:
             notes += denoiser.interception.notes
-        plain = _total([denoiser.plain for denoiser in self._denoisers])
+        if any(control.guidance_scale is not None for control in self.controls):
+            notes += bent_by(self.pipe)
+        plain = _total([denoiser.plain for denoiser in self._denoisers if not denoiser.beside])
         return Report(
             records, plain, _total([denoiser.guided for denoiser in self._denoisers]), notes
         )
@@ -181,7 +189,8 @@ class Session:
         index, total = seen[-1]
         if index is not None and total is not None and index + 1 < total:
             return f"the run stopped at step {index} of {total}, before window {control.window!r}"
-        return f"no call fell into window {control.window!r}"
+        what = "negative pass" if control.branch == "uncond" else "call"
+        return f"no {what} fell into window {control.window!r}"
 
     def _interrupted(self, number: int) -> bool:
         return (self._why_not(number) or "").startswith("the run stopped")

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import threading
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 
+from attn_control.branches import branch_by_row
 from attn_control.call import Step, rows_in
 from attn_control.errors import AttnControlError
-from attn_control.families import COMPONENTS, Arguments, Family, unwrap
+from attn_control.families import Arguments, Family
 
 _run_ids = itertools.count(1)
 
@@ -33,49 +30,8 @@ class Run:
     first: int
     position: int
     calls: int = 0  # denoiser calls at this position so far
+    ahead: bool = False  # a ControlNet has been called at this position, its denoiser not yet
     visited: set[int] = field(default_factory=set)
-
-
-def calling_pipeline(model: nn.Module) -> Any:
-    """The pipeline that is calling this denoiser, from the call stack; None in a loop of one's own.
-
-    Pipelines share denoisers (``from_pipe``), attached or not, and only the one that runs has the
-    scheduler and the guidance flag of this call.
-    """
-    model = unwrap(model)
-    for owner, _ in _methods():
-        # What diffusers' pipelines have and a user's own classes do not.
-        if hasattr(type(owner), "components") and hasattr(owner, "scheduler"):
-            parts = (getattr(owner, name, None) for name in COMPONENTS)
-            if any(part is not None and unwrap(part) is model for part in parts):
-                return owner
-    return None
-
-
-def _methods() -> Iterator[tuple[Any, FrameType]]:
-    """The running methods of the call stack, innermost first: their object and their frame."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_argcount and code.co_varnames[0] == "self":
-            yield frame.f_locals.get("self"), frame
-        frame = frame.f_back
-
-
-def guides_itself(pipe: Any) -> bool:
-    """Whether a pipeline runs classifier-free guidance now.
-
-    Many say so only in a local variable of the method that samples. Some have that and an attribute
-    too: then the attribute counts if that method reads it.
-    """
-    name = "do_classifier_free_guidance"
-    for owner, frame in _methods():
-        code = frame.f_code
-        if owner is pipe and "apply_cfg" in code.co_varnames:  # decided anew at each step
-            return bool(frame.f_locals.get("apply_cfg", False))
-        if owner is pipe and name in code.co_varnames and name not in code.co_names:
-            return bool(frame.f_locals.get(name, False))
-    return bool(getattr(pipe, name, False))
 
 
 class StepTracker:
@@ -94,13 +50,21 @@ class StepTracker:
         """The calling thread's current run."""
         return self._runs.get(threading.get_ident())
 
-    def locate(self, family: Family, arguments: Arguments, context: str | None) -> Step:
+    def locate(
+        self,
+        family: Family,
+        arguments: Arguments,
+        context: str | None,
+        beside: str | None = None,
+    ) -> Step:
         """The Step of a denoiser call.
 
         Args:
             family: of the denoiser that is called.
             arguments: what it is called with, by name.
             context: the name given to diffusers' ``cache_context``, if any.
+            beside: the component's name, if it is not the denoiser that is called but a ControlNet
+                before it, whose calls do not count.
         """
         rows = rows_in(arguments[family.sample])
         scheduler = getattr(self.pipe, "scheduler", None)
@@ -108,9 +72,13 @@ class StepTracker:
         if scheduler is None or not isinstance(timesteps, torch.Tensor) or timesteps.numel() == 0:
             return Step(0, None, None, None, ("cond",) * rows)
         run = self._follow(scheduler, timesteps, family, arguments)
-        branch = self._branch(family, arguments, context, rows, run.calls)
-        run.calls += 1
         sigma = run.sigmas[run.position] if run.sigmas else None
+        run.ahead = beside is not None
+        if beside is not None:
+            branch = (f"other:{beside}",) * rows
+        else:
+            branch = branch_by_row(self.pipe, family, arguments, context, rows, run.calls)
+            run.calls += 1
         return Step(run.id, run.position, len(run.values), sigma, branch)
 
     def _follow(
@@ -165,38 +133,13 @@ class StepTracker:
             )
         if run is None:
             return matches[0]
+        if run.ahead and run.position in matches:
+            return run.position
         # Repeated timesteps (PNDM): the next unused position, unless the other half of split
         # guidance is due here.
         if family.cfg == "split" and run.position in matches and run.calls < 2:
             return run.position
         return next((n for n in matches if n > run.position), matches[0])
-
-    def _branch(
-        self, family: Family, arguments: Arguments, context: str | None, rows: int, calls: int
-    ) -> tuple[str, ...]:
-        if family.cfg.startswith("batched"):
-            if getattr(self.pipe, "do_perturbed_attention_guidance", False):
-                raise AttnControlError(
-                    f"{type(self.pipe).__name__} already runs its own perturbed rows; use the"
-                    " plain pipeline with SoftPAG"
-                )
-            if arguments.get("skip_layers") is not None:
-                return ("other:skip_layers",) * rows
-            if context not in (None, "cond_uncond"):  # a pipeline's own perturbed forward
-                return (f"other:{context}",) * rows
-            if guides_itself(self.pipe):
-                if rows % 2:
-                    raise AttnControlError(
-                        f"classifier-free guidance needs an even batch, the denoiser got {rows}"
-                        " rows"
-                    )
-                halves = ("cond", "uncond") if "cond first" in family.cfg else ("uncond", "cond")
-                return tuple(branch for branch in halves for _ in range(rows // 2))
-            return ("cond",) * rows
-        if context is not None:
-            context = context.removeprefix("pred_")  # as diffusers' guiders name their batches
-            return (context if context in ("cond", "uncond") else f"other:{context}",) * rows
-        return (("cond", "uncond")[calls] if calls < 2 else f"other:{calls}",) * rows
 
 
 def _is_floating(value: Any) -> bool:

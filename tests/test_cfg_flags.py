@@ -11,8 +11,8 @@ from tiny_videos import VIDEOS
 from tiny_wide import rand
 
 from attn_control import attach
+from attn_control.branches import guides_itself
 from attn_control.processors import SoftPAG
-from attn_control.steps import guides_itself
 
 
 def _auraflow():

@@ -26,6 +26,9 @@ LEVELS = [
     # What DESIGN.md calls attach.py: a module of that name would shadow the function.
     ("session", "entry", "denoiser", "phases", "bypass", "steps", "report"),
     ("caches", "recompute"),
+    ("branches",),
+    # Not presets.py: a module of that name would shadow attn_control.presets().
+    ("catalog",),
     ("guidance",),
     ("intercept", "parallel"),
     ("families", "layouts"),
@@ -42,7 +45,13 @@ LEVELS = [
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 # What attn_control/__init__.py hands on, and where it comes from.
-HANDED = {"attach": "session", "Session": "session", "AttnControlError": "errors"}
+HANDED = {
+    "attach": "session",
+    "Session": "session",
+    "preset": "catalog",
+    "presets": "catalog",
+    "AttnControlError": "errors",
+}
 # The only calls up, each for a reason, each inside a function.
 EXCEPTIONS = {
     # Control.processors(model) is the user's handle; only intercept knows what diffusers wants.
@@ -95,7 +104,7 @@ def upward(path: Path, root: Path = PACKAGE) -> list[str]:
             continue
         other = HANDED.get(other, other)
         if mine == "__init__":
-            if other not in ("session", "errors"):
+            if other not in HANDED.values():
                 wrong.append(f"{where}: attn_control/__init__.py hands on no more than {[*HANDED]}")
         elif other == "__version__":
             continue

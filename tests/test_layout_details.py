@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import diffusers
 import torch
+from diffusers.modular_pipelines.flux3 import before_denoise
 from test_wider_families import _run
 from tiny_oracle import attention
 from tiny_pictures import PICTURES
 from tiny_pipelines import _quiet
 from tiny_videos import VIDEOS
-from tiny_wide import ids, rand
+from tiny_wide import ids, make, rand
 
 from attn_control import attach
 from attn_control.families import family_of
@@ -88,6 +89,91 @@ def test_a_sparse_order_has_no_grid():
         site = session.sites[0]
     layout = family_of(model).layout(site, call | {"sparse_params": {"to_fractal": True}}, model)
     assert [(s.role, s.length, s.grid) for s in layout.q] == [("video", 12, None)]
+
+
+def test_position_ids_half_apart_are_a_grid_as_well():
+    """As FLUX.3's pipeline makes them: scaled, so that the largest does not tell how many."""
+    tiny = PICTURES["flux3"]
+    model, call = tiny.make(), tiny.call()
+    made = before_denoise._prepare_image_ids(2, 8, 0.5)
+    assert made[:, 1:3].amax(dim=0).tolist() == [0.5, 3.5]
+    with attach(model) as session:
+        site = session.sites[-1]
+    layout = family_of(model).layout(site, call | {"img_ids": made}, model)
+    assert [(s.role, s.length, s.grid) for s in layout.q] == [
+        ("text", 5, None), ("image", 16, (1, 2, 8)),
+    ]  # fmt: skip
+
+
+def test_text_in_an_extra_dimension_is_counted_whole():
+    """Allegro's pipeline gives its text as (rows, 1, tokens, width)."""
+    tiny = VIDEOS["allegro"]
+    model, call = tiny.make(), tiny.call()
+    text = call["encoder_hidden_states"].unsqueeze(1)
+    with attach(model) as session:
+        site = next(site for site in session.sites if site.label == "L0.cross")
+    layout = family_of(model).layout(site, call | {"encoder_hidden_states": text}, model)
+    assert [(s.role, s.length) for s in layout.k] == [("text", 5)]
+    keys = []
+    for given in (text, text + torch.eye(5)[3][:, None]):
+        with attention(model) as seen:
+            _run(model, call | {"encoder_hidden_states": given})
+        keys.append(seen[site.name][0].k)
+    assert (keys[1] - keys[0]).abs().amax((0, 1, 3)).nonzero().flatten().tolist() == [3]
+
+
+MOTIF = make(
+    "MotifVideoTransformer3DModel",
+    in_channels=4,
+    out_channels=4,
+    num_attention_heads=2,
+    attention_head_dim=16,
+    num_layers=1,
+    num_single_layers=2,
+    num_decoder_layers=1,
+    text_embed_dim=32,
+    image_embed_dim=16,
+    rope_axes_dim=(4, 4, 8),
+    enable_text_cross_attention_dual=True,
+    enable_text_cross_attention_single=True,
+)
+
+
+def test_a_decoder_sees_the_video_and_what_was_made_of_it():
+    """As in Motif-Video 2B, whose last eight blocks see no text."""
+    tiny = VIDEOS["motif"]
+    model, call = MOTIF(), tiny.call()
+    with attach(model) as session:
+        sites = {site.label: site for site in session.sites}
+    assert list(sites) == ["L0.joint", "L0.cross", "L1.joint", "L1.cross", "L2.joint"]
+
+    def look(call):
+        with attention(model) as seen:
+            _run(model, call)
+        return seen
+
+    def moved(one, other):
+        return (one - other).abs().amax((0, 1, 3)).nonzero().flatten().tolist()
+
+    plain = look(call)
+    layouts = {label: family_of(model).layout(s, call, model) for label, s in sites.items()}
+    for label, layout in layouts.items():
+        softmax = plain[sites[label].name][0]
+        assert (layout.q_len, layout.k_len) == (softmax.q.shape[2], softmax.k.shape[2])
+    assert [(s.role, s.start, s.grid) for s in layouts["L2.joint"].q] == [
+        ("video", 0, (3, 2, 2)), ("reference", 12, (3, 2, 2)),
+    ]  # fmt: skip
+    video = look(tiny.poked(call, 7))[sites["L2.joint"].name][0]
+    indices = moved(video.q, plain[sites["L2.joint"].name][0].q)
+    assert [i for i in indices if i < 12] == [7] and 12 + 7 in indices
+    text = call["encoder_hidden_states"].clone()
+    text[:, 3] += 1.0
+    changed = look(call | {"encoder_hidden_states": text})
+    for label, first in (("L0.joint", 12 + 4), ("L0.cross", 0)):  # four of the picture between
+        name = sites[label].name
+        assert moved(changed[name][0].k, plain[name][0].k) == [first + 3]
+    name = sites["L2.joint"].name  # text comes to it through the blocks before alone
+    assert min(moved(changed[name][0].q, plain[name][0].q)) >= 12
 
 
 def test_two_pictures_of_one_token_count_have_plans_of_their_own():

@@ -1,9 +1,10 @@
 """Explicit sampling loops: scheduler, bare model and hand-made perturbed attention, without
-pipelines and without attn_control.
+attn_control. ``AtTheScheduler`` borrows a pipeline's own loop.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -163,3 +164,92 @@ def wan(
             prediction = prediction + scale * (cond - perturbed)
         latents = scheduler.step(prediction, t, latents)[0]
     return latents
+
+
+class AtTheScheduler:
+    """Guidance where a pipeline hands its combined prediction to its scheduler: the pipeline's own
+    loop, ``scheduler.step(prediction + scale * (cond - perturbed))``.
+
+    Which call is conditional, and which of its rows, is written down by the test. Without
+    ``perturbing`` it only records.
+
+    Attributes:
+        predictions: what the scheduler was given, step by step.
+        rows: batch sizes of the denoiser's calls.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        models: list[Any],
+        perturbing: Callable[[Any], Any] | None = None,
+        scale: float = 0.0,
+        layout: str = "one",
+        sign: float = 1.0,
+        due: Due = always,
+        steps: int = 0,
+    ) -> None:
+        self.pipe, self.models, self.perturbing, self.scale = pipe, models, perturbing, scale
+        self.layout, self.sign, self.due, self.steps = layout, sign, due, steps
+        self.predictions: list[Tensor] = []
+        self.rows: list[int] = []
+        self._calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Tensor]] = []
+
+    def _keep(self, model: Any, args: Any, kwargs: Any, output: Any) -> None:
+        kwargs = {n: dict(v) if isinstance(v, dict) else v for n, v in kwargs.items()}
+        self._calls.append((model, args, kwargs, self._tensor(output)))
+        self.rows.append(len(self._calls[-1][-1]))
+
+    def _tensor(self, output: Any) -> Tensor:
+        found = output if isinstance(output, Tensor) else output[0]
+        return torch.stack(found) if isinstance(found, list) else found
+
+    def _delta(self) -> Tensor:
+        """Of the conditional rows of this step's conditional call."""
+        model, args, kwargs, cond = self._calls[0]
+        calls = {"one": 1, "split": 2, "neg pos": 1, "pos neg": 1, "pos image neg": 1}[self.layout]
+        assert len(self._calls) == calls, (len(self._calls), self.layout)
+        branches = {"neg pos": 2, "pos neg": 2, "pos image neg": 3}.get(self.layout, 1)
+        rows = len(cond) // branches
+        first = rows if self.layout == "neg pos" else 0
+        assert self.perturbing is not None
+        with self._silent(), self.perturbing(model):
+            perturbed = self._tensor(model(*args, **kwargs))
+        return (cond - perturbed)[first : first + rows]
+
+    def _silent(self) -> Any:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        stack = contextlib.ExitStack()
+        stack.callback(self._listen)
+        return stack
+
+    def _listen(self) -> None:
+        self._hooks = [
+            model.register_forward_hook(self._keep, with_kwargs=True) for model in self.models
+        ]
+
+    def __enter__(self) -> AtTheScheduler:
+        self._listen()
+        scheduler = self.pipe.scheduler
+        own = scheduler.step
+
+        def step(prediction: Tensor, *args: Any, **kwargs: Any) -> Any:
+            number = len(self.predictions)
+            if self.perturbing is not None and self.due(number, self.steps):
+                delta = self.sign * self.scale * self._delta()
+                if delta.ndim == 3:  # packed tokens, of which references are not denoised
+                    delta = delta[:, : prediction.shape[1]]
+                prediction = prediction + delta.reshape(prediction.shape)
+            self.predictions.append(prediction.clone())
+            self._calls = []
+            return own(prediction, *args, **kwargs)
+
+        scheduler.step = step
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        del self.pipe.scheduler.step
+        for hook in self._hooks:
+            hook.remove()

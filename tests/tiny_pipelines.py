@@ -167,6 +167,7 @@ PIPELINES = {
 
 def render(pipe: Any, call: dict[str, Any], seed: int = 0) -> torch.Tensor:
     """Final latents of a run."""
+    torch.manual_seed(seed)  # some pipelines encode pictures without their generator
     output = pipe(**call, generator=torch.Generator().manual_seed(seed), output_type="latent")
     return output[0] if isinstance(output[0], torch.Tensor) else output[0][0]
 

@@ -5,6 +5,7 @@ which attention is which, in which order the tokens stand, and how its pipelines
 guidance. What has no row is in ``refused.py``, with the reason.
 """
 
+from attn_control.families.controlnets import CONTROLNETS
 from attn_control.families.family import EVERY, Family
 from attn_control.families.find import (
     COMPONENTS,
@@ -16,22 +17,28 @@ from attn_control.families.find import (
     parameters,
     unwrap,
 )
+from attn_control.families.pipelines import bent_by, branches_of, guiders_of, refuse_guiders
 from attn_control.families.refused import REFUSED
 from attn_control.families.rows import repeat_rows, slice_rows
 from attn_control.layouts import Arguments
 
 __all__ = [
     "COMPONENTS",
+    "CONTROLNETS",
     "EVERY",
     "FAMILIES",
     "REFUSED",
     "Arguments",
     "Family",
+    "bent_by",
     "bind",
+    "branches_of",
     "denoisers",
     "family_of",
     "find_sites",
+    "guiders_of",
     "parameters",
+    "refuse_guiders",
     "repeat_rows",
     "slice_rows",
     "unwrap",

@@ -12,6 +12,7 @@ from torch import nn
 
 from attn_control.call import Site
 from attn_control.errors import AttnControlError
+from attn_control.families.controlnets import CONTROLNETS
 from attn_control.families.family import Family
 from attn_control.families.pictures import PICTURES
 from attn_control.families.refused import REFUSED
@@ -19,7 +20,7 @@ from attn_control.families.videos import VIDEOS
 
 COMPONENTS = ("transformer", "transformer_2", "unet")
 FAMILIES = PICTURES + VIDEOS
-_BY_CLASS = {family.denoiser: family for family in FAMILIES}
+_BY_CLASS = {family.denoiser: family for family in FAMILIES + CONTROLNETS}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -44,14 +45,16 @@ def family_of(model: nn.Module) -> Family:
 
 
 def denoisers(target: Any) -> dict[str, nn.Module]:
-    """The denoisers of a pipeline, or the bare model itself, by component name.
+    """The denoisers of a pipeline, or the bare model itself, by component name; then the
+    ControlNets beside them that have a row.
 
     Raises:
         AttnControlError: neither a pipeline with a denoiser nor a model.
     """
     if isinstance(target, nn.Module):
-        name = "unet" if family_of(target).sample == "sample" else "transformer"
-        return {name: target}
+        family = family_of(target)
+        name = "unet" if family.sample == "sample" else "transformer"
+        return {"controlnet" if family in CONTROLNETS else name: target}
     parts = ((name, getattr(target, name, None)) for name in COMPONENTS)
     found = {name: module for name, module in parts if isinstance(module, nn.Module)}
     if not found:
@@ -62,7 +65,19 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
         )
     for module in found.values():
         family_of(module)
-    return found
+    return found | _beside(target)
+
+
+def _beside(pipe: Any) -> dict[str, nn.Module]:
+    """A pipeline's ControlNets of a known class, numbered where there are several."""
+    given = getattr(pipe, "controlnet", None)
+    nets = dict.fromkeys(getattr(given, "nets", [given]))  # one may be given twice
+    names = {family.denoiser for family in CONTROLNETS}
+    return {
+        "controlnet" if len(nets) == 1 else f"controlnet_{number}": net
+        for number, net in enumerate(nets)
+        if net is not None and type(unwrap(net)).__name__ in names
+    }
 
 
 def find_sites(model: nn.Module, component: str) -> list[Site]:

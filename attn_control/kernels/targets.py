@@ -52,15 +52,14 @@ def identity(b: Block) -> Tensor:
 
 
 def uniform(b: Block) -> Tensor:
-    """Each query attends to every key alike: ``O' = mean(V)``."""
-    weights = torch.zeros_like(b.q[:, :, :1])
-    return _sdpa(weights, b.k, b.v, attn_mask=_row(b.mask), scale=b.scale).expand_as(b.own)
+    """Each query attends to every key that it may see alike: ``O' = mean(V)``."""
+    return _shared(torch.zeros_like(b.q[:, :, :1]), b)
 
 
 def mean_query(b: Block) -> Tensor:
     """Every query is the mean query: SEG's limit of infinite blur."""
-    mean = b.q.float().mean(dim=2, keepdim=True).to(b.q.dtype)
-    return _sdpa(mean, b.k, b.v, attn_mask=_row(b.mask), scale=b.scale).expand_as(b.own)
+    wide = torch.promote_types(b.q.dtype, torch.float32)
+    return _shared(b.q.to(wide).mean(dim=2, keepdim=True).to(b.q.dtype), b)
 
 
 def text_or_self_softmax(b: Block) -> Tensor:
@@ -90,9 +89,13 @@ def _text(b: Block) -> tuple[Tensor, Tensor]:
     return out.float(), log_mass(b.q, k, b.scale, mask)
 
 
-def _row(mask: Tensor | None) -> Tensor | None:
-    """A mask for a single query that stands for all: only masks of keys can be shared."""
-    return None if mask is None else mask[..., :1, :]
+def _shared(query: Tensor, b: Block) -> Tensor:
+    """The output of one query (batch, heads, 1, head_dim) that stands for all; computed once,
+    unless the mask differs by query.
+    """
+    if b.mask is not None and b.mask.shape[-2] != 1:
+        query = query.expand_as(b.q)
+    return _sdpa(query, b.k, b.v, attn_mask=b.mask, scale=b.scale).expand_as(b.own)
 
 
 def self_weight(b: Block) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from attn_control.call import Layout, Site
+from attn_control.call import Layout, Site, Step
 from attn_control.errors import AttnControlError
 from attn_control.plan import PlanBuilder
 from attn_control.select import Selector, Window, parse_heads, parse_window
@@ -34,6 +34,9 @@ class Control:
 
     allowed: ClassVar[tuple[str, ...]] = ("joint", "self", "self2")
     """The slots that a selector may name."""
+
+    made_for: ClassVar[Any] = None
+    """The preset that a control comes from (see ``catalog``): attach refuses other models."""
 
     def __post_init__(self) -> None:
         try:
@@ -66,6 +69,19 @@ class Control:
     def negative_text(self, text: Tensor) -> Tensor:
         """The other text, for the cond rows' text (rows, tokens, width)."""
         raise NotImplementedError
+
+    @property
+    def branch(self) -> str | None:
+        """The branch of classifier-free guidance whose rows it changes in place: "cond", "uncond",
+        or None for all.
+        """
+        return None
+
+    def sites_at(self, step: Step, sites: Iterable[Site]) -> set[Site]:
+        """Of its sites on one model, those at which it acts at a step: all, unless a set is
+        drawn.
+        """
+        return set(sites)
 
     @property
     def bypass(self) -> str | None:
@@ -144,6 +160,12 @@ def number(
     if not math.isfinite(value) or not low <= value <= high:
         bounds = f"between {low:g} and {high:g}" if math.isfinite(low + high) else "a finite number"
         raise AttnControlError(f"{owner}: {name} must be {bounds}, got {name}={value!r}")
+
+
+def whole(owner: str, name: str, value: Any, low: int) -> None:
+    """Refuse anything but a whole number from ``low``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise AttnControlError(f"{owner}: {name} must be a whole number from {low}, got {value!r}")
 
 
 def one_of(owner: str, name: str, value: Any, choices: tuple[Any, ...]) -> None:

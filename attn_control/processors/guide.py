@@ -4,9 +4,12 @@ combined.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+from attn_control.errors import AttnControlError
 from attn_control.processors.control import Control, number
+
+_COMBINE = ("scale", "parallel", "limit", "rescale")
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,15 @@ class Guide(Control):
         limit: largest norm of the difference relative to the prediction's, per row; None: none.
         rescale: share of the guided prediction that is brought back to the spread of the unguided
             one (arXiv 2305.08891), 0 to 1.
+        fused: perturb the negative pass of classifier-free guidance instead, so that nothing runs
+            a second time: ``n' + s (cond - n')``, with the pipeline's own ``s`` in place of a scale
+            and a combine. Refused in runs without a negative pass.
     """
 
     parallel: float = field(default=1.0, kw_only=True)
     limit: float | None = field(default=None, kw_only=True)
     rescale: float = field(default=0.0, kw_only=True)
+    fused: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,6 +40,25 @@ class Guide(Control):
         number(owner, "rescale", self.rescale, 0.0, 1.0)
         if self.limit is not None:
             number(owner, "limit", self.limit, 0.0)
+        if not isinstance(self.fused, bool):
+            raise AttnControlError(f"{owner}: fused must be True or False, got {self.fused!r}")
+        if self.fused:
+            self._refuse(_COMBINE, "fused=True, where the pipeline's own guidance combines")
+
+    def _refuse(self, names: tuple[str, ...], company: str) -> None:
+        """Refuse options that would be accepted and ignored."""
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in names:
+            value = getattr(self, name)
+            if value != defaults[name]:
+                raise AttnControlError(
+                    f"{type(self).__name__}(heads={self.heads!r}): {name}={value!r} has no meaning"
+                    f" with {company}"
+                )
+
+    @property
+    def branch(self) -> str | None:
+        return "uncond" if self.fused else super().branch
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -72,6 +72,10 @@ class NAG(Control):
         return ("branch", *super().needs, "layout")
 
     @property
+    def branch(self) -> str | None:
+        return "cond"
+
+    @property
     def idle(self) -> str | None:
         if self.scale == 1:
             return "scale is 1"

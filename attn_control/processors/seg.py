@@ -29,7 +29,7 @@ class SEG(Guide):
         heads: selector of self- or joint-attention heads; the paper uses all heads of the UNet's
             mid block.
         sigma: standard deviation in tokens; ``inf`` is the mean query.
-        scale: guidance scale; the paper fixes 3. 0 asks for nothing.
+        scale: guidance scale; the paper fixes 3. 0 asks for nothing; not with ``fused``.
 
     Raises:
         AttnControlError: a value out of range, or a selector that does not parse.
@@ -55,7 +55,7 @@ class SEG(Guide):
 
     @property
     def guidance_scale(self) -> float | None:
-        return self.scale
+        return None if self.fused else self.scale
 
     def _pictures(self, layout: Layout | None) -> list[Segment]:
         return [s for s in layout.q if s.role in ("image", "video")] if layout else []

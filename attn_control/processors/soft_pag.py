@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,14 @@ from attn_control.call import Layout, Site
 from attn_control.errors import AttnControlError
 from attn_control.kernels import PATHS, TARGETS, Blend, Gates, Permute, Region, Target
 from attn_control.plan import Part, PlanBuilder
-from attn_control.processors.control import TOKENS, number, one_of, require_tokens, span_of
+from attn_control.processors.control import (
+    TOKENS,
+    number,
+    one_of,
+    require_tokens,
+    span_of,
+    whole,
+)
 from attn_control.processors.guide import Guide
 from attn_control.select import parse_heads
 
@@ -39,7 +46,8 @@ class SoftPAG(Guide):
         u: strength, 0 (none, and no extra forward) to 1 (all of the perturbation), or below 0 to
             -1; or a mapping from selectors to strengths that covers the selected heads, e.g.
             ``{"L7H3": 0.4, "L9": 1}``; of two selectors that hold a head the later counts.
-        scale: guidance scale ``w``; the papers use 3 for SD3. 0 asks for nothing.
+        scale: guidance scale ``w``; the papers use 3 for SD3. 0 asks for nothing; not with
+            ``fused``.
         op: what attention is blended with. "identity"; "uniform" (every key alike); "mean_query"
             (SEG's limit, arXiv 2408.00760); "ii_softmax" (image-to-image scores cut, as in
             diffusers' PAG for SD3) and "ii_mass" (image-to-image mass moved onto the diagonal),
@@ -71,18 +79,11 @@ class SoftPAG(Guide):
 
         With a batch dimension, row b of the cond rows is perturbed by ``gates[b]``. Heads of
         strength 0 are computed, and stay unchanged. This is the low-level door for head search:
-        gradients flow from the guided prediction to ``gates``.
+        gradients flow from the guided prediction to ``gates``. The tensor may change between steps;
+        while every gate is 0 and no gradient is asked for, no extra forward runs (one look at the
+        values a step, for which a GPU has to wait).
         """
-        if (
-            not isinstance(gates, Tensor)
-            or gates.ndim not in (2, 3)
-            or not gates.is_floating_point()
-        ):
-            shape = tuple(gates.shape) if isinstance(gates, Tensor) else gates
-            raise AttnControlError(
-                "SoftPAG.from_gates: expected a float tensor (layers, heads) or (batch, layers,"
-                f" heads), got {shape!r}"
-            )
+        _require_gates("SoftPAG.from_gates", gates)
         for name in ("heads", "u"):
             if name in options:
                 raise AttnControlError(f"SoftPAG.from_gates: {name!r} is given by the gates")
@@ -91,6 +92,8 @@ class SoftPAG(Guide):
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = f"SoftPAG(heads={self.heads!r})"
+        if self.gates is not None:
+            _require_gates(owner, self.gates)
         for text in filter(None, self._strengths()):
             parse_heads(text)
         for name, value in self._strengths().items():
@@ -117,22 +120,14 @@ class SoftPAG(Guide):
 
     def _check_company(self, owner: str) -> None:
         """Refuse options that would be accepted and ignored."""
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise AttnControlError(
-                f"{owner}: seed must be a whole number from 0, got {self.seed!r}"
-            )
+        whole(owner, "seed", self.seed, 0)
         if self.seed and self.op != "permute":
             raise AttnControlError(f"{owner}: seed is for op='permute', got op={self.op!r}")
-        foreign = ("scale", "parallel", "limit", "rescale") if self.in_place else ("cap",)
-        defaults = {f.name: f.default for f in fields(self)}
-        for name in foreign:
-            if getattr(self, name) != defaults[name]:
-                side = (
-                    "u below 0, which acts in place" if self.in_place else "u from 0, which guides"
-                )
-                raise AttnControlError(
-                    f"{owner}: {name}={getattr(self, name)!r} has no meaning with {side}"
-                )
+        if self.in_place:
+            combine = ("scale", "parallel", "limit", "rescale", "fused")
+            self._refuse(combine, "u below 0, which acts in place")
+        else:
+            self._refuse(("cap",), "u from 0, which guides")
 
     def _strengths(self) -> dict[str, float]:
         return dict(self.u) if isinstance(self.u, Mapping) else {"": self.u}
@@ -143,7 +138,7 @@ class SoftPAG(Guide):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        layout = () if self.tokens == "all" else ("layout",)
+        layout = () if self.tokens == "all" and self.op != "permute" else ("layout",)
         inherited = tuple(n for n in super().needs if n != "branch" or not self.in_place)
         return (*inherited, *layout)
 
@@ -151,7 +146,14 @@ class SoftPAG(Guide):
     def idle(self) -> str | None:
         if self.gates is None and not any(self._strengths().values()):
             return "u is 0"
+        if self.gates is not None and not self._open(self.gates):
+            return "every gate is 0"
         return "scale is 0" if self.scale == 0 and not self.in_place else None
+
+    @staticmethod
+    def _open(gates: Tensor) -> bool:
+        """Whether gates ask for anything now: they may change, and at 0 they may want gradients."""
+        return (gates.requires_grad and torch.is_grad_enabled()) or bool(gates.any())
 
     @property
     def may_vanish(self) -> bool:
@@ -159,7 +161,7 @@ class SoftPAG(Guide):
 
     @property
     def guidance_scale(self) -> float | None:
-        return None if self.in_place else self.scale
+        return None if self.in_place or self.fused else self.scale
 
     def check(self, site: Site, layout: Layout) -> None:
         if not layout.is_self:
@@ -171,10 +173,6 @@ class SoftPAG(Guide):
         if self.op in _TEXT_OPS and not layout.span("text"):
             raise AttnControlError(
                 f"{self}: {site.label} has no text among its keys; op {self.op!r} needs it"
-            )
-        if self.gates is not None and self.gates.shape[-1] != site.heads:
-            raise AttnControlError(
-                f"{self}: gates for {self.gates.shape[-1]} heads, but {site.label} has {site.heads}"
             )
 
     def contribute(
@@ -190,7 +188,7 @@ class SoftPAG(Guide):
         target: Target = TARGETS.get(self.op) or self._shuffle(builder, region, layout)
         blend = Blend(
             region,
-            self._u(builder, heads),
+            self._u(builder, heads, builder.rows if rows is None else rows[1] - rows[0]),
             target,
             self.path,
             text,
@@ -206,9 +204,17 @@ class SoftPAG(Guide):
         order = torch.arange(length, device=builder.device)
         return Permute(order, self.seed, builder.site.layer)
 
-    def _u(self, builder: PlanBuilder, heads: tuple[int, ...]) -> Tensor | Gates:
-        """Strengths of the heads of one site."""
+    def _check_gates(self, site: Site, gates: Tensor, rows: int | None) -> None:
+        if gates.ndim == 3 and rows is not None and gates.shape[0] != rows:
+            raise AttnControlError(
+                f"{self}: gates for {gates.shape[0]} rows, but {rows} rows are perturbed at"
+                f" {site.label}"
+            )
+
+    def _u(self, builder: PlanBuilder, heads: tuple[int, ...], count: int | None) -> Tensor | Gates:
+        """Strengths of the heads of one site, and of ``count`` rows where each has its own."""
         if self.gates is not None:
+            self._check_gates(builder.site, self.gates, count)
             return Gates(self.gates, builder.site.layer, heads[0], heads[-1] + 1)
         values = [self._strength(builder.site, head) for head in heads]
         return torch.tensor(values, dtype=torch.float32, device=builder.device)
@@ -222,6 +228,12 @@ class SoftPAG(Guide):
 
     def select(self, sites: Iterable[Site]) -> dict[Site, tuple[int, ...]]:
         chosen = super().select(sites)
+        for site in chosen:
+            if self.gates is not None and self.gates.shape[-1] != site.heads:
+                raise AttnControlError(
+                    f"{self}: gates for {self.gates.shape[-1]} heads, but {site.label} has"
+                    f" {site.heads}"
+                )
         for text in filter(None, self._strengths()):
             selector = parse_heads(text)
             if not any(
@@ -238,3 +250,12 @@ class SoftPAG(Guide):
                         f"{self}: u says nothing of {site.label} head {head}, which is selected"
                     )
         return chosen
+
+
+def _require_gates(owner: str, gates: Any) -> None:
+    if not isinstance(gates, Tensor) or gates.ndim not in (2, 3) or not gates.is_floating_point():
+        shape = tuple(gates.shape) if isinstance(gates, Tensor) else gates
+        raise AttnControlError(
+            f"{owner}: gates must be a float tensor (layers, heads) or (batch, layers, heads), got"
+            f" {shape!r}"
+        )

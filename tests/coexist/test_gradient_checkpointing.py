@@ -114,7 +114,10 @@ def test_backward_after_a_session_nested_meanwhile():
 
 def test_steps_recompute_with_their_own_plans():
     """A window that closes, and values shuffled anew at each step, in one backward."""
-    controls = (SoftPAG("L1", op="permute", tokens="image", scale=2.0), HeadGate("L0", window="0-0.5"))
+    controls = (
+        SoftPAG("L1", op="permute", tokens="image", scale=2.0),
+        HeadGate("L0", window="0-0.5"),
+    )
 
     def run(reentrant) -> dict:
         pipe, call = tiny_pipelines.sd3()

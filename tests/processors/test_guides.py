@@ -180,10 +180,15 @@ def test_bad_values_are_named(make, words):
         make()
 
 
-def test_gates_of_another_width_are_refused_at_the_first_call():
+def test_gates_of_another_width_are_refused():
+    with pytest.raises(AttnControlError, match="gates for 5 heads, but L0.joint has 4"):
+        attach(tiny.sd3(), SoftPAG.from_gates(torch.zeros(3, 5)))
+
+
+def test_gates_for_another_number_of_rows_are_refused_at_the_first_call():
     model, call = tiny.sd3(), tiny.inputs("sd3")
-    with pytest.raises(AttnControlError, match="5 heads"):
-        with attach(model, SoftPAG.from_gates(torch.zeros(3, 5))):
+    with pytest.raises(AttnControlError, match="gates for 3 rows, but 2 rows are perturbed"):
+        with attach(model, SoftPAG.from_gates(torch.ones(3, 3, 4))):
             run(model, call)
 
 

@@ -1,0 +1,67 @@
+"""Pipelines and guiders, as data: where they do otherwise than their denoiser's row says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attn_control.errors import AttnControlError
+
+_TWO_GUIDANCES = ("cond", "other:image", "uncond")
+
+BRANCHES: dict[str, tuple[str, ...]] = {
+    "StableDiffusionInstructPix2PixPipeline": _TWO_GUIDANCES,
+    "StableDiffusionXLInstructPix2PixPipeline": _TWO_GUIDANCES,
+}
+"""Pipelines whose batch under guidance is stacked in another way, branch by branch."""
+
+_HOOKS = "hooks the model's layers for a perturbed prediction of its own"
+_PERTURBING = {
+    "AutoGuidance": _HOOKS,
+    "PerturbedAttentionGuidance": _HOOKS,
+    "SkipLayerGuidance": _HOOKS,
+    "SmoothedEnergyGuidance": _HOOKS,
+}
+_BENDING = (
+    "AdaptiveProjectedGuidance",
+    "AdaptiveProjectedMixGuidance",
+    "ClassifierFreeZeroStarGuidance",
+    "FrequencyDecoupledGuidance",
+    "MagnitudeAwareGuidance",
+    "TangentialClassifierFreeGuidance",
+)
+"""Guiders that combine otherwise than affinely: a difference added before them is bent by them."""
+
+
+def branches_of(pipe: Any) -> tuple[str, ...] | None:
+    """The branches of the pipeline's batch under guidance, if they are special."""
+    return next((BRANCHES[c.__name__] for c in type(pipe).__mro__ if c.__name__ in BRANCHES), None)
+
+
+def guiders_of(pipe: Any) -> list[Any]:
+    """The guiders (``diffusers.guiders``) that a pipeline may ask."""
+    found = (getattr(pipe, name, None) for name in ("guider", "ocr_guider"))
+    return [guider for guider in found if hasattr(guider, "prepare_models")]
+
+
+def refuse_guiders(pipe: Any) -> None:
+    """Raise AttnControlError if a guider of the pipeline perturbs the model itself."""
+    for guider in guiders_of(pipe):
+        name = type(guider).__name__
+        why = _PERTURBING.get(name)
+        if name == "LTX2Guidance" and (guider.stg_scale != 0 or guider.modality_scale != 1):
+            why = "runs perturbed predictions of its own (stg_scale, modality_scale)"
+        if why is not None and getattr(guider, "_enabled", True):
+            raise AttnControlError(
+                f"attach: {type(pipe).__name__} is guided by {name}, which {why}; give it another"
+                " guider, such as ClassifierFreeGuidance, and use SoftPAG, SEG or SkipLayers"
+            )
+
+
+def bent_by(pipe: Any) -> list[str]:
+    """Notes for the report: what guiders do to a difference that is added before they combine."""
+    return [
+        f"{type(guider).__name__} combines predictions otherwise than by an affine sum: guidance of"
+        " attn_control is added before it, and passes through it"
+        for guider in guiders_of(pipe)
+        if type(guider).__name__ in _BENDING or getattr(guider, "guidance_rescale", 0)
+    ]

@@ -1,0 +1,68 @@
+"""Which controls cannot act together, decided when they are attached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from attn_control.call import Site
+from attn_control.errors import AttnControlError
+from attn_control.processors.control import Control
+from attn_control.select import Window
+
+Chosen = tuple[Control, Mapping[Site, Any]]
+"""A control and the sites of one model that it selects."""
+
+
+def check_pairs(chosen: Sequence[Chosen]) -> None:
+    """Raises AttnControlError for the first two controls of which one would be lost."""
+    for (a, sites), (b, others) in combinations(chosen, 2):
+        if a.idle or b.idle or not _meet(a.when, b.when):
+            continue
+        why = _conflict(a, sites, b, others)
+        if why:
+            raise AttnControlError(f"attach: {a} and {b} cannot act together: {why}")
+
+
+def _conflict(a: Control, sites: Iterable[Site], b: Control, others: Iterable[Site]) -> str | None:
+    if a.appends and b.appends:
+        return (
+            "each would run the conditional rows again with a negative text of its own; expected"
+            " one of them, or windows that do not meet"
+        )
+    for one, other in ((a, b), (b, a)):
+        gates = getattr(one, "gates", None)
+        if other.appends and gates is not None and gates.ndim == 3:
+            return "gates by row do not fit rows that run twice; expected gates (layers, heads)"
+    if a.branch == b.branch == "uncond":  # one forward; guides otherwise have one each
+        return _fused(a, set(sites), b, set(others))
+    return None
+
+
+def _fused(a: Control, sites: set[Site], b: Control, others: set[Site]) -> str | None:
+    blocks = {(site.model, site.layer) for site in sites}
+    shared = sorted({site.layer for site in others if (site.model, site.layer) in blocks})
+    layers = ", ".join(f"L{layer}" for layer in shared)
+    if shared and a.bypass and a.bypass == b.bypass:
+        return (
+            f"both leave out the same {a.bypass.replace('_', '-')} of the negative pass: {layers}"
+        )
+    for one, other in ((a, b), (b, a)):
+        whole = getattr(one, "u", None) == 1 and not getattr(one, "stochastic", None)
+        inside = shared if one.bypass == "block" else []
+        if one.bypass == "attention" and not other.bypass:
+            inside = sorted({site.layer for site in sites & others})
+        if whole and inside:
+            layers = ", ".join(f"L{layer}" for layer in inside)
+            return f"{one} leaves out whole what {other} would change: {layers}"
+    return None
+
+
+def _meet(a: Window, b: Window) -> bool:
+    """Whether two windows may hold the same step; of progress and sigma nobody can tell."""
+    if a.kind != b.kind:
+        return True
+    if a.kind == "sigma":
+        return a.last <= b.first and b.last <= a.first
+    return a.first < b.last and b.first < a.last
