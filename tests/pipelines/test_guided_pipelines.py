@@ -1,4 +1,4 @@
-"""Guidance end to end: each tiny real pipeline hands its scheduler what an explicit addition gives."""
+"""Guidance end to end: a tiny real pipeline hands its scheduler what an explicit addition gives."""
 
 from __future__ import annotations
 
