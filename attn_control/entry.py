@@ -58,10 +58,16 @@ class Entry:
         self._negative[step.run_id] = since
 
     def saw(self, step: Step, sites: list[Site], counts: Tensor) -> None:
-        """Keep a forward's counts, int64 (sites,). The first time, every site must have acted."""
+        """Keep a forward's counts, int64 (sites,). The first time, every site must have acted.
+
+        A site stands there once for each module of its own that has a plan, of whichever control.
+        """
         if not self.proven:
             due = self.control.sites_at(step, self.heads)
+            acted: dict[Site, int] = {}
             for site, count in zip(sites, counts.tolist(), strict=True):
+                acted[site] = acted.get(site, 0) + count
+            for site, count in acted.items():
                 if site in due and not count:
                     processor = type(site.module.processor)
                     raise AttnControlError(
