@@ -33,7 +33,7 @@ def calling_pipeline(model: nn.Module) -> Any:
     for owner, _ in _methods():
         # What diffusers' pipelines have and a user's own classes do not.
         if hasattr(type(owner), "components") and hasattr(owner, "scheduler"):
-            parts = (getattr(owner, name, None) for name in COMPONENTS)
+            parts = (getattr(owner, name, None) for name in (*COMPONENTS, "controlnet"))
             if any(part is not None and unwrap(part) is model for part in parts):
                 return owner
     return None
@@ -66,12 +66,25 @@ def guides_itself(pipe: Any) -> bool:
 
 
 def _guider_branch(pipe: Any) -> str | None:
-    """The branch of this call, if a guider has prepared the model for it."""
+    """The branch of this call, if a guider asked for it: loops that have one hold the batch that
+    they are at, which names its prediction.
+    """
+    if not guiders_of(pipe):
+        return None
     refuse_guiders(pipe)  # it may have been given since attach
-    for guider in guiders_of(pipe):
-        if getattr(guider, "_count_prepared", 0):
-            return "cond" if guider.is_conditional else "uncond"
+    for _, frame in _methods():
+        for value in frame.f_locals.values():
+            if type(value).__name__ == "BlockState":
+                name = vars(value).get("__guidance_identifier__")
+                if name is not None:
+                    return _branch_named(name)
     return None
+
+
+def _branch_named(name: str) -> str:
+    """A branch by the name that a pipeline or a guider gives it."""
+    name = name.removeprefix("pred_")
+    return name if name in ("cond", "uncond") else f"other:{name}"
 
 
 def branch_by_row(
@@ -111,6 +124,5 @@ def branch_by_row(
             )
         return tuple(branch for branch in names for _ in range(rows // len(names)))
     if context is not None:
-        context = context.removeprefix("pred_")  # as diffusers' guiders name their batches
-        return (context if context in ("cond", "uncond") else f"other:{context}",) * rows
+        return (_branch_named(context),) * rows
     return (("cond", "uncond")[calls] if calls < 2 else f"other:{calls}",) * rows

@@ -116,6 +116,22 @@ def find_preset(name: str) -> Preset:
     return known[name]
 
 
+def describe(each: Preset) -> str:
+    """A preset in full, as lines of text; its controls as a job writes them."""
+    import yaml
+
+    lines = [f"{each.name}: {each.title}", f"model        {each.model}"]
+    lines.append(f"family       {_shape(each.family, each.layers, each.heads, each.slots)}")
+    for cls, options in each.options:
+        flow = yaml.safe_dump(options, default_flow_style=True, sort_keys=False, width=1000)
+        lines.append(f"control      {cls}: {flow.strip()}")
+    if each.settings:
+        settings = ", ".join(f"{key} {value}" for key, value in each.settings.items())
+        lines.append(f"with         {settings} (of the source; not applied)")
+    lines += [f"source       {each.source}", f"verified on  {each.verified_on}"]
+    return "\n".join([*lines, *([f"note         {each.note}"] if each.note else [])])
+
+
 def _shape(family: str, layers: int, heads: tuple[int, ...], slots: tuple[str, ...]) -> str:
     return (
         f"{family}: {layers} layers of {' or '.join(map(str, sorted(heads)))} heads,"

@@ -103,15 +103,66 @@ def render(
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Examine it too: a built-in name, a folder (also of a denoiser alone)"
+            " or a hub id.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps; for --model.")
+    ] = "auto",
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="Steps of the short runs; for --model.")
+    ] = 2,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything here, to paste into an issue.")
+    ] = None,
 ) -> None:
-    """Check this machine: versions, devices, OpenCV, triton, built-in models."""
-    from attn_control.doctor import examine, print_findings
+    """Check this machine and, with --model, that a model behaves under control; 1 on any FAIL."""
+    found: list[bool] = []
 
-    findings = examine()
-    print_findings(findings, as_json=as_json)
-    if any(each.status == "FAIL" for each in findings):
+    def work(console: Any, log: Any) -> None:
+        from attn_control.doctor import examine, examine_model, failed, print_findings, write_json
+
+        machine = examine()
+        print_findings(machine)
+        checks = []
+        if model is not None:
+            log.print(f"examining {model} ...", style="dim")
+            checks = examine_model(model, device, steps)
+            print_findings(checks)
+        if json_file is not None:
+            write_json(json_file, machine, checks, model)
+        found.append(failed([*machine, *checks]))
+
+    _guarded(work)
+    if any(found):
         raise typer.Exit(1)
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Show this one whole.")] = None,
+) -> None:
+    """List the named sets of controls, with their source and who verified them."""
+
+    def work(console: Any, log: Any) -> None:
+        from attn_control.catalog import describe, find_preset
+        from attn_control.catalog import presets as all_presets
+
+        if name is not None:
+            typer.echo(describe(find_preset(name)))
+            return
+        known = all_presets()
+        width = max(len(each.name) for each in known)
+        for each in known:
+            mark = "" if each.verified else " (not run by us)"
+            typer.echo(f"{each.name:{width}}  {each.title}{mark}")
+
+    _guarded(work)
 
 
 def _console(stderr: bool = False) -> Any:

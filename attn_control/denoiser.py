@@ -19,13 +19,14 @@ from torch import Tensor
 from torch._C._dynamo.eval_frame import set_eval_frame
 
 from attn_control.branches import calling_pipeline
+from attn_control.bypass import Bypass
 from attn_control.caches import StepCaches
 from attn_control.call import Site, Step, rows_in, sample_of, tensor_in, with_sample
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
 from attn_control.families import bind, family_of, repeat_rows, slice_rows, unwrap
 from attn_control.guidance import add_to_rows, difference
-from attn_control.intercept import Interception, copied_as
+from attn_control.intercept import Interception, Port, copied_as
 from attn_control.phases import Pass, Phases
 from attn_control.processors.guide import Guide
 from attn_control.recompute import refuse_in_backward, remembered
@@ -263,9 +264,12 @@ class Denoiser:
             watch.stop(device)
         if plans:
             counts = torch.stack([port.fired for port in plans])
-            sites, ran = [port.site for port in plans], [port.entered for port in plans]
             for entry in run.acting:
-                entry.saw(step, sites, counts[:, entry.number], ran, self.caches)
+                kind = Port if entry.control.bypass is None else Bypass
+                mine = [(n, port) for n, port in enumerate(plans) if isinstance(port, kind)]
+                fired = counts[[n for n, _ in mine], entry.number]
+                ran = [port.entered for _, port in mine]
+                entry.saw(step, [port.site for _, port in mine], fired, ran, self.caches)
         return with_sample(output, sample_of(output)[:rows]) if run.appended else output
 
     def _append(self, run: Pass) -> tuple[Pass, dict[str, Any]]:

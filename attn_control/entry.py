@@ -74,8 +74,8 @@ class Entry:
         in its place it cannot, and the step is marked.
 
         Args:
-            sites: that had a plan; counts: int64 (sites,), how often the control acted there; ran:
-                whether their attention (or the module to be skipped) was called at all.
+            sites: that had a plan of its kind, once for each module; counts: int64 (sites,), how
+                often it acted there; ran: whether those modules were called at all.
         """
         if self._unproven:
             due = self.control.sites_at(step, self.heads) & self._unproven
@@ -89,14 +89,13 @@ class Entry:
         found: Iterable[tuple[Site, int, bool]],
         caches: StepCaches,
     ) -> None:
-        acted, cached = set(), set()
-        for site, count, called in found:
-            if site not in due:
-                continue
-            (acted if count else cached).add(site)
-            if count:
-                continue
-            if called:
+        acted: dict[Site, int] = {}
+        called: dict[Site, bool] = {}
+        for site, count, entered in found:
+            acted[site] = acted.get(site, 0) + count
+            called[site] = called.get(site, False) or entered
+        for site in [site for site in acted if site in due and not acted[site]]:
+            if called[site]:
                 processor = type(site.module.processor)
                 why = (
                     f"{processor.__module__}.{processor.__name__} ran no attention that can be"
@@ -111,7 +110,7 @@ class Entry:
                 f"{self.control}: did not act at {site.label} ({site.name}) at its first due step"
                 f" {step.index}: {why}"
             )
-        self._unproven -= acted - cached
+        self._unproven -= {site for site, count in acted.items() if count}
 
     @property
     def acted(self) -> bool:
@@ -135,15 +134,17 @@ class Entry:
         skipped: dict[int, list[int]] = {}
         for step, sites, counts in self._history:
             numbers = counts.tolist()
-            due = self.control.sites_at(step, self.heads)
-            mine = [(site, n) for site, n in zip(sites, numbers, strict=True) if site in due]
-            for site, count in mine:
+            here = dict.fromkeys(self.control.sites_at(step, self.heads), 0)
+            for site, count in zip(sites, numbers, strict=True):
+                if site in here:
+                    here[site] += count
+            for site, count in here.items():
                 calls[site] += count
             if step.index is None:
                 continue
-            if any(count for _, count in mine):
+            if any(here.values()):
                 _note(steps, step)
-            if not all(count for _, count in mine):
+            if not all(here.values()):
                 _note(skipped, step)
         return Evidence(calls, steps, skipped)
 

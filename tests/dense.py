@@ -50,3 +50,20 @@ def chord_rows(a: Tensor, u: float) -> Tensor:
     """Straight line between sqrt(A) and sqrt(I), normalised on the sphere, squared."""
     line = (1 - u) * a.sqrt() + u * torch.eye(a.shape[-1], dtype=torch.float64).expand_as(a)
     return (line / line.norm(dim=-1, keepdim=True)) ** 2
+
+
+def blurred(picture: Tensor, grid: tuple[int, int, int], sigma: float) -> Tensor:
+    """Queries (batch, heads, frames * height * width, dim), each the Gaussian mean of its frame's,
+    pixel by pixel; weights sum to one at the border too.
+    """
+    _, height, width = grid
+    frames = picture.double().unflatten(2, grid)
+    ys, xs = torch.arange(height).double(), torch.arange(width).double()
+    out = torch.empty_like(frames)
+    for y in range(height):
+        for x in range(width):
+            far = (ys - y)[:, None] ** 2 + (xs - x)[None] ** 2
+            weight = torch.exp(-far / (2 * sigma**2))
+            weight = (weight / weight.sum())[..., None]
+            out[:, :, :, y, x] = (frames * weight).sum((3, 4))
+    return out.flatten(2, 4)

@@ -77,7 +77,8 @@ class SoftPAG(Guide):
         """Strengths of all heads as one tensor, (layers, heads) or (batch, layers, heads); may
         require grad.
 
-        With a batch dimension, row b of the cond rows is perturbed by ``gates[b]``. Heads of
+        Layers of fewer heads than the widest use the first columns of their row. With a batch
+        dimension, row b of the cond rows is perturbed by ``gates[b]``. Heads of
         strength 0 are computed, and stay unchanged. This is the low-level door for head search:
         gradients flow from the guided prediction to ``gates``. The tensor may change between steps;
         while every gate is 0 and no gradient is asked for, no extra forward runs (one look at the
@@ -228,12 +229,12 @@ class SoftPAG(Guide):
 
     def select(self, sites: Iterable[Site]) -> dict[Site, tuple[int, ...]]:
         chosen = super().select(sites)
-        for site in chosen:
-            if self.gates is not None and self.gates.shape[-1] != site.heads:
-                raise AttnControlError(
-                    f"{self}: gates for {self.gates.shape[-1]} heads, but {site.label} has"
-                    f" {site.heads}"
-                )
+        widest = max(chosen, key=lambda site: site.heads)
+        if self.gates is not None and self.gates.shape[-1] != widest.heads:
+            raise AttnControlError(
+                f"{self}: gates for {self.gates.shape[-1]} heads, but {widest.label} has"
+                f" {widest.heads}"
+            )
         for text in filter(None, self._strengths()):
             selector = parse_heads(text)
             if not any(

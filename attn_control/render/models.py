@@ -110,7 +110,12 @@ def check_folder(folder: Path) -> None:
         raise AttnControlError(
             f"{index}: _class_name is {class_name!r}; a pipeline with code of its own is not loaded"
         )
-    for part in [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]:
+    check_files(folder, [folder, *sorted(path for path in folder.iterdir() if path.is_dir())])
+
+
+def check_files(folder: Path, parts: list[Path]) -> None:
+    """Refuse a model folder of which a part holds code, or weights that are only pickled."""
+    for part in parts:
         files = sorted(path.name for path in part.iterdir())
         code = [name for name in files if name.endswith(".py")]
         if code:

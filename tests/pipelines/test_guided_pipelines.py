@@ -1,13 +1,13 @@
-"""Guidance end to end: each tiny real pipeline hands its scheduler what an explicit addition gives."""
+"""Guidance end to end: a tiny real pipeline hands its scheduler what an explicit addition gives."""
 
 from __future__ import annotations
 
 import diffusers
 import pytest
 import torch
+from tiny_by_hand import denoisers, explicit, recorded
 from tiny_editing import EDITING
-from tiny_loops import AtTheScheduler
-from tiny_oracle import attention, close, fingerprint, toward_identity
+from tiny_oracle import close, fingerprint, toward_identity
 from tiny_pipelines import _quiet, _rand, _vae, render
 from tiny_wide import make
 
@@ -51,27 +51,6 @@ def z_image():
 
 
 PIPELINES = EDITING | {"z_image": z_image}
-
-
-def denoisers(pipe):
-    found = (getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2"))
-    return [model for model in found if model is not None]
-
-
-def explicit(pipe, call, layout, changes, scale, **options):
-    """What the pipeline draws, and hands its scheduler, with guidance added there by hand."""
-    by_hand = AtTheScheduler(
-        pipe, denoisers(pipe), lambda model: attention(model, changes), scale, layout, **options
-    )
-    with by_hand:
-        latents = render(pipe, call)
-    return latents, by_hand.predictions
-
-
-def recorded(pipe, call):
-    with AtTheScheduler(pipe, []) as seen:
-        latents = render(pipe, call)
-    return latents, seen.predictions
 
 
 @pytest.mark.parametrize("name", PIPELINES)

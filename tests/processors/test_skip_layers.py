@@ -7,9 +7,10 @@ import inspect
 
 import pytest
 import tiny
+import tiny_pipelines
 import torch
 from guides_shared import combine, run
-from tiny_oracle import close
+from tiny_oracle import close, forwards
 
 from attn_control import AttnControlError, attach
 from attn_control.processors import SkipLayers, SoftPAG
@@ -135,3 +136,113 @@ def test_compiled_whole():
 def test_heads_are_refused():
     with pytest.raises(AttnControlError, match="'L1H2' names heads"):
         SkipLayers("L0, L1H2")
+
+
+def _drawn(seed: int, step: int, layers: int, count: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return sorted(torch.randperm(layers, generator=generator)[:count].tolist())
+
+
+def _draws(seed: int, count: int, steps: int = 4) -> list[list[int]]:
+    """The layers that acted at each step of a run, by the session's own counters."""
+    pipe, call = tiny_pipelines.sd3()
+    found = []
+    with attach(pipe, SkipLayers("all", stochastic=count, seed=seed)) as session:
+
+        def note(pipe, step, t, kwargs):
+            sites = session.report().controls[0].sites.values()
+            found.append({site["label"][1]: site["calls"] for site in sites})
+            return kwargs
+
+        call |= {"num_inference_steps": steps, "callback_on_step_end": note}
+        with forwards(pipe.transformer) as rows:
+            tiny_pipelines.render(pipe, call)
+    assert rows == [2, 1] * steps
+    before = [dict.fromkeys(found[0], 0), *found]
+    return [
+        [int(n) for n in now if now[n] > was[n]] for was, now in zip(before, found, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 1), (5, 1), (5, 2)])
+def test_a_stochastic_set_is_drawn_by_seed_and_step(seed, count):
+    assert _draws(seed, count) == [_drawn(seed, step, 3, count) for step in range(4)]
+
+
+def test_draws_differ_by_step_and_seed():
+    by_step = {tuple(_drawn(0, step, 3, 1)) for step in range(8)}
+    assert len(by_step) > 1
+    assert _draws(0, 1, 6) != _draws(1, 1, 6)
+
+
+def test_each_step_is_guided_by_its_own_layer():
+    """The whole run, by a window for each step and the layer that was drawn there."""
+    pipe, call = tiny_pipelines.sd3()
+    drawn = [_drawn(2, step, 3, 1)[0] for step in range(4)]
+    assert len(set(drawn)) > 1
+    windows = [
+        SkipLayers(f"L{layer}", u=0.7, window=f"{step / 4}-{(step + 1) / 4}")
+        for step, layer in enumerate(drawn)
+    ]
+    with attach(pipe, *windows):
+        want = tiny_pipelines.render(pipe, call)
+    with attach(pipe, SkipLayers("all", u=0.7, stochastic=1, seed=2), strict=True):
+        close(tiny_pipelines.render(pipe, call), want)
+
+
+def test_a_window_does_not_shift_the_draws():
+    pipe, call = tiny_pipelines.sd3()
+    with attach(pipe, SkipLayers("all", stochastic=1, seed=2, window="0.5-1")) as session:
+        tiny_pipelines.render(pipe, call)
+    calls = {s["label"][1]: s["calls"] for s in session.report().controls[0].sites.values()}
+    late = [_drawn(2, step, 3, 1)[0] for step in (2, 3)]
+    assert calls == {str(n): late.count(n) for n in range(3)}
+
+
+def test_draws_add_no_graph():
+    torch._dynamo.reset()
+    pipe, call = tiny_pipelines.sd3(tiny.sd3(layers=2))
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    pipe.transformer = torch.compile(pipe.transformer, fullgraph=True, backend=count)
+    with attach(pipe, SkipLayers("all", stochastic=1), strict=True):
+        tiny_pipelines.render(pipe, call)
+    drawn = {tuple(_drawn(0, step, 2, 1)) for step in range(4)}
+    assert len(drawn) > 1 and len(graphs) == 2  # the plain forward's and the perturbed one's
+    torch._dynamo.reset()
+
+
+def test_two_attentions_of_one_block_are_one_block():
+    model, call = tiny.sd3(dual=(0, 1)), tiny.inputs("sd3")
+    with attach(model, SkipLayers("L0.joint", u=0.5)):
+        want = run(model, call)
+    for what in ("L0.joint, L0.self2", "L0.self2"):
+        with attach(model, SkipLayers(what, u=0.5)):
+            close(run(model, call), want)
+    both = SkipLayers("L0.joint", u=0.5), SkipLayers("L0.self2", u=0.5, scale=1.0)
+    cond = run(model, call)
+    with attach(model, *both):
+        close(run(model, call), cond + (want - cond) * (3.8 / 2.8))
+
+
+BAD = [
+    (lambda: SkipLayers("L0-2", stochastic=0), "stochastic must be a whole number from 1"),
+    (lambda: SkipLayers("L0-2", stochastic=True), "stochastic must be a whole number"),
+    (lambda: SkipLayers("L0-2", stochastic=0.5), "stochastic must be a whole number"),
+    (lambda: SkipLayers("L0-2", stochastic=1, seed=-1), "seed must be a whole number from 0"),
+    (lambda: SkipLayers("L0-2", seed=1), "seed=1 has no meaning without stochastic"),
+    (
+        lambda: attach(tiny.sd3(), SkipLayers("L0-1", stochastic=2)),
+        "fewer than the 2 selected layers of transformer, got stochastic=2",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), BAD)
+def test_bad_draws_are_named(make, words):
+    with pytest.raises(AttnControlError, match=words):
+        make()
