@@ -39,7 +39,9 @@ def branches_of(pipe: Any) -> tuple[str, ...] | None:
 
 def guiders_of(pipe: Any) -> list[Any]:
     """The guiders (``diffusers.guiders``) that a pipeline may ask."""
-    found = (getattr(pipe, name, None) for name in ("guider", "guider_2", "audio_guider", "ocr_guider"))
+    found = (
+        getattr(pipe, name, None) for name in ("guider", "guider_2", "audio_guider", "ocr_guider")
+    )
     return [guider for guider in found if hasattr(guider, "prepare_models")]
 
 
