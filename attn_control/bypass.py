@@ -147,13 +147,18 @@ def find_bypasses(model: nn.Module, family: Family, site: Site, kind: str) -> li
     path = site.name.rsplit(".", 1)[0]
     block = model.get_submodule(path)
     if kind == "block":
-        if not family.block_returns:
+        returns = family.returned_by(path)
+        if not returns:
             raise AttnControlError(
-                f"attach: blocks of {family.name} cannot be skipped yet; expected what='attention'"
+                f"attach: the block {path} of {family.name} cannot be skipped: it hands on what it"
+                " was not given; expected what='attention'"
             )
-        return [Bypass(site, block, family.block_returns)]
-    if kind == "attention":
+        return [Bypass(site, block, returns)]
+    if kind == "attention" and not family.attention_ends:
         return [Bypass(site, site.module, ())]
+    if kind == "attention":
+        ends = (getattr(block, name, None) for name in family.attention_ends)
+        return [Bypass(site, end, ()) for end in ends if end is not None]
     found = [getattr(block, name, None) for name in family.feed_forward]
     modules = [module for module in found if isinstance(module, nn.Module)]
     if not modules:

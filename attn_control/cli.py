@@ -165,6 +165,43 @@ def presets(
     _guarded(work)
 
 
+@app.command("eval")
+def evaluate(
+    suite: Annotated[
+        str,
+        typer.Argument(help="A suite by name, or a YAML file of one's own.", show_default=False),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default out/eval-SUITE.")] = None,
+    prompts: Annotated[
+        int | None, typer.Option("--prompts", min=5, help="The short form: so many prompts a job.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, render nothing.")
+    ] = False,
+    overwrite: Overwrite = False,
+    publish: Annotated[
+        Path | None, typer.Option("--publish", help="A docs folder that takes the result.")
+    ] = None,
+) -> None:
+    """Measure methods on the built-in models, with intervals; an interrupted run goes on."""
+
+    def work(console: Any, log: Any) -> Any:
+        from attn_control.eval.command import evaluate as run
+
+        return run(
+            suite,
+            out or Path("out") / f"eval-{Path(suite).stem}",
+            spread=prompts,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            publish=publish,
+            console=console,
+            log=log,
+        )
+
+    _guarded(work)
+
+
 def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 

@@ -8,10 +8,11 @@ import torch
 from guides_shared import combine
 from test_wider_families import _run, _state
 from tiny import _spread
-from tiny_attach_only import ATTACH_ONLY
+from tiny_attach_only import ATTACH_ONLY, QWEN
+from tiny_more import MORE
 from tiny_oracle import attention, close, gated, toward_identity
 from tiny_pictures import PICTURES
-from tiny_wide import Tiny, make, rand
+from tiny_wide import rand
 
 from attn_control import attach
 from attn_control.errors import AttnControlError
@@ -55,28 +56,6 @@ def test_controls_of_some_tokens_are_refused_and_nothing_stays(family):
         assert _state(model) == before
 
 
-QWEN = Tiny(
-    make(
-        "QwenImage21Transformer2DModel",
-        in_channels=16,
-        out_channels=16,
-        num_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        context_in_dim=32,
-        axes_dims_rope=(4, 4, 8),
-    ),
-    lambda: {
-        "hidden_states": rand(2, 16, 16),
-        "encoder_hidden_states": rand(2, 5, 32, seed=1),
-        "timestep": torch.full((2,), 0.5),
-        "img_shapes": [[(1, 4, 4)]] * 2,
-        "img_mask": torch.tensor([[False] * 5 + [True] * 4] * 2),
-    },
-    (),
-)
-
-
 def test_a_softmax_for_each_stretch_is_gated_whole_and_has_no_identity():
     model, call = QWEN.make(), QWEN.call()
     plain = _run(model, call)
@@ -102,10 +81,11 @@ def test_an_extra_forward_never_writes_into_a_cache():
 
 
 def test_a_block_that_cannot_be_skipped_leaves_the_model_as_it_was():
-    model = ATTACH_ONLY["helios"].make()
+    """VACE's own blocks hand on hints, which they are not given."""
+    model = MORE["vace"]()
     before = _state(model)
-    with pytest.raises(AttnControlError, match="cannot be skipped yet"):
-        attach(model, HeadGate("L0", gain=0.5), SkipLayers("L0", what="block"))
+    with pytest.raises(AttnControlError, match="vace_blocks.0 of Wan VACE cannot be skipped"):
+        attach(model, HeadGate("L0", gain=0.5), SkipLayers("L2", what="block"))
     assert _state(model) == before
     with attach(model, HeadGate("L0", gain=0.5)):
         pass

@@ -6,7 +6,11 @@ import inspect
 
 import diffusers
 import pytest
+import tiny
 from diffusers.models import transformers, unets
+from tiny_more import MORE
+from tiny_pictures import PICTURES
+from tiny_videos import VIDEOS
 
 from attn_control import attach
 from attn_control.errors import AttnControlError
@@ -52,6 +56,18 @@ def test_no_denoiser_is_decided_twice_and_none_is_made_up():
 
 def test_at_least_36_rows_are_proved():
     assert sum(kind(name) == "row" for name in exported()) >= 36
+
+
+def test_the_layout_of_every_row_is_proved_by_poking_tokens():
+    """The tables of tiny models that test_wider_families, test_more_families and test_layouts poke;
+    Z-Image and AnimateDiff have tests of their own.
+    """
+    made = [one.make() for one in (*PICTURES.values(), *VIDEOS.values())]
+    made += [make() for make in (*MORE.values(), tiny.sd3, tiny.flux, tiny.wan, tiny.unet)]
+    poked = {type(model).__name__ for model in made}
+    alone = {"ZImageTransformer2DModel", "UNetMotionModel"}
+    assert poked | alone == {name for name in exported() if kind(name) == "row"}
+    assert not poked & alone
 
 
 def test_a_refused_model_says_why():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import diffusers
 import torch
 from diffusers.modular_pipelines.flux3 import before_denoise
+from test_attach_only import _animatediff
 from test_wider_families import _run
+from tiny_attach_only import ATTACH_ONLY
 from tiny_oracle import attention
 from tiny_pictures import PICTURES
 from tiny_pipelines import _quiet
@@ -89,6 +91,65 @@ def test_a_sparse_order_has_no_grid():
         site = session.sites[0]
     layout = family_of(model).layout(site, call | {"sparse_params": {"to_fractal": True}}, model)
     assert [(s.role, s.length, s.grid) for s in layout.q] == [("video", 12, None)]
+
+
+def test_padding_of_a_text_is_cut_out_and_the_image_follows():
+    """Lumina 2 packs [text, image] without the padding between them."""
+    tiny = PICTURES["lumina2"]
+    model, call = tiny.make_quiet(), tiny.call()
+    mask = torch.tensor([[True, True, True, False, False]] * 2)
+    call |= {"encoder_attention_mask": mask}
+    found, plain = _roles(model, call)
+    assert found == [("text", 3), ("image", 16)]
+
+    def moved(changed):
+        return (_roles(model, changed)[1].q - plain.q).abs().amax((0, 1, 3)).nonzero().flatten()
+
+    for word, expected in ((2, [2]), (3, [])):
+        text = call["encoder_hidden_states"].clone()
+        text[:, word] += 1.0
+        assert moved(call | {"encoder_hidden_states": text}).tolist() == expected
+    assert moved(tiny.poked(call, 6)).tolist() == [3 + 6]
+
+
+def test_each_row_has_a_softmax_of_its_own_text():
+    """Mochi: [video, words without padding], row by row; why its row of the table has no layout."""
+    tiny = ATTACH_ONLY["mochi"]
+    model, call = tiny.make(), tiny.call()
+
+    def look(call):
+        with attention(model) as seen:
+            _run(model, call)
+        return seen["transformer_blocks.0.attn1"]
+
+    plain = look(call)
+    assert [(c.q.shape[0], c.q.shape[2]) for c in plain] == [(1, 12 + 3), (1, 12 + 5)]
+    text = call["encoder_hidden_states"].clone()
+    text[:, 1] += 1.0
+    for before, after in zip(plain, look(call | {"encoder_hidden_states": text}), strict=True):
+        moved = (before.q - after.q).abs().amax((0, 1, 3)).nonzero().flatten().tolist()
+        assert 12 + 1 in moved
+
+
+def test_frames_of_a_motion_unet_are_rows_and_run_row_by_row():
+    """AnimateDiff: frame 1 of row 0 is row 1 of the batch, and its pixels stand as in a picture."""
+    model, call = _animatediff()
+    call["sample"] = rand(2, 4, 3, 4, 8)
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    q = []
+    for extra in (0.0, 5.0):
+        sample = call["sample"].clone()
+        sample[0, :, 1, 1, 6] += extra
+        with attention(model) as seen:
+            _run(model, call | {"sample": sample})
+        q.append(seen[name][0].q)
+    moved = (q[0] - q[1]).abs().sum(dim=(1, 3))
+    assert moved.sum(dim=1).nonzero().flatten().tolist() == [1]
+    row, column = divmod(int(moved[1].argmax()), 8)
+    assert abs(row - 1) <= 2 and abs(column - 6) <= 2  # within the reach of the convolutions
+    with attach(model) as session:
+        site = next(site for site in session.sites if site.name == name)
+    assert family_of(model).layout(site, call, model).q[0].grid == (1, 4, 8)
 
 
 def test_position_ids_half_apart_are_a_grid_as_well():

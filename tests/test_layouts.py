@@ -170,6 +170,18 @@ def test_unet_tokens_run_row_by_row():
     assert abs(row - 7) <= 2 and abs(column - 3) <= 2  # within the reach of the convolutions
 
 
+def test_unet_words_are_the_keys_of_cross_attention():
+    model, call = tiny.unet(), tiny.inputs("unet")
+    layout, name = _layout(model, call, "L0.cross")
+    assert [(s.role, s.start, s.stop) for s in layout.k] == [("text", 0, 7)]
+
+    def word(given):
+        given["encoder_hidden_states"][:, 4] += 1.0
+
+    assert _moved(model, call, name, word, side="k") == [4]
+    assert _moved(model, call, name, word) == []
+
+
 def test_wan_video_grid():
     model, call = tiny.wan(), tiny.inputs("wan")
     call["hidden_states"] = torch.randn(2, 4, 3, 4, 6, generator=torch.Generator().manual_seed(0))

@@ -76,7 +76,7 @@ def test_layouts_name_the_token_that_moves(family):
         assert (layout.q_len, layout.k_len) == (plain.q.shape[2], plain.k.shape[2])
         picture = next(s for s in layout.q if s.role in ("image", "video"))
         assert picture.grid == tiny.grid
-        for token in (0, 5, picture.length - 1):
+        for token in (0, 1, 6, picture.length - 1):  # 1 and 6: off the diagonal of the grid
             moved = _moved(plain.q, look(tiny.poked(call, token), site.name).q)
             if site.slot == "cross":  # after attention among the picture's own
                 assert picture.start + token in moved

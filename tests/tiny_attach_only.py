@@ -97,3 +97,24 @@ ATTACH_ONLY = {
         (("L1", "blocks.1.attn1"),),
     ),
 }
+
+QWEN = Tiny(
+    make(
+        "QwenImage21Transformer2DModel",
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    ),
+    lambda: {
+        "hidden_states": rand(2, 16, 16),
+        "encoder_hidden_states": rand(2, 5, 32, seed=1),
+        "timestep": torch.full((2,), 0.5),
+        "img_shapes": [[(1, 4, 4)]] * 2,
+        "img_mask": torch.tensor([[False] * 5 + [True] * 4] * 2),
+    },
+    (),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,14 @@ from attn_control.layouts import LayoutOf
 
 EVERY = ("every",)
 """Parts of a processor call that makes one softmax a row: all of them are the main one."""
+
+
+FEED_FORWARD = (
+    "ff", "ff_context", "ff_i", "ff_t", "ffn", "mlp", "img_mlp", "txt_mlp", "feed_forward",
+    "down_proj", "act_mlp",
+)  # fmt: skip
+"""What diffusers calls the feed-forward of a block. The last is that of fused blocks, which project
+it together with attention."""
 
 
 def evenly(steps: int) -> list[float]:
@@ -42,8 +51,11 @@ class Family:
         by_value: arguments whose values, and not just shapes, decide the layout.
         folded: attention folds frames into the batch or takes rows apart: its rows are others.
         block_returns: the arguments that a block hands on, in the order in which it returns them;
-            empty where blocks cannot be skipped yet.
-        feed_forward: names of the feed-forward modules inside a block.
+            by path of ``blocks`` where they differ. A block without any cannot be skipped.
+        feed_forward: names of the modules inside a block whose output is what its feed-forward
+            adds; the same names for most models.
+        attention_ends: names of the modules through which attention's output goes before it is
+            added, where a norm would undo what happens to it before.
         shared_fields: tensors that all rows share.
         text: the argument that holds the text embedding.
         parts: slot -> names of the softmax calls that one processor call makes, when not just
@@ -56,8 +68,9 @@ class Family:
     slots: Mapping[str, str]
     layout: LayoutOf | None
     cfg: str
-    block_returns: tuple[str, ...] = ()
-    feed_forward: tuple[str, ...] = ("ff", "ff_context")
+    block_returns: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
+    feed_forward: tuple[str, ...] = FEED_FORWARD
+    attention_ends: tuple[str, ...] = ()
     sample: str = "hidden_states"
     sigmas: Callable[[int], Sequence[float]] | None = None
     timestep_scale: float | None = 1.0
@@ -67,3 +80,9 @@ class Family:
     shared_fields: frozenset[str] = frozenset()
     text: str = "encoder_hidden_states"
     parts: Callable[[Site], tuple[str, ...]] = field(default=lambda site: ("main",))
+
+    def returned_by(self, block: str) -> tuple[str, ...]:
+        """What the block at a module path hands on."""
+        if not isinstance(self.block_returns, Mapping):
+            return self.block_returns
+        return self.block_returns.get(re.sub(r"\.\d+(?=\.|$)", ".#", block), ())

@@ -12,7 +12,11 @@ _FLUX_BLOCKS = ("transformer_blocks.#", "single_transformer_blocks.#")
 _TWO = {"attn1": "self", "attn2": "cross"}
 _IDS = frozenset({"img_ids", "txt_ids"})
 _BY_IDS = frozenset({"img_ids"})
+_ONE = ("hidden_states",)
+_AFTER = ("hidden_states", "encoder_hidden_states")
 _JOINT = ("encoder_hidden_states", "hidden_states")
+_SINGLE_ALONE = {"transformer_blocks.#": _JOINT, "single_transformer_blocks.#": _ONE}
+
 
 PICTURES: tuple[Family, ...] = (
     Family(
@@ -26,7 +30,7 @@ PICTURES: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.unet,
         cfg="batched",
-        block_returns=("hidden_states",),
+        block_returns=_ONE,
         sample="sample",
         row_fields=frozenset(
             {
@@ -69,7 +73,6 @@ PICTURES: tuple[Family, ...] = (
         cfg="split",
         sigmas=evenly,
         block_returns=_JOINT,
-        feed_forward=("ff", "ff_context", "act_mlp"),
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS,
         shared_fields=_IDS,
@@ -82,6 +85,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
+        block_returns=_SINGLE_ALONE,
         sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | _IDS,
@@ -94,6 +98,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
+        block_returns=_SINGLE_ALONE,
         sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | {"attention_mask"},
@@ -107,6 +112,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
+        block_returns=_JOINT,
         sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS,
@@ -120,6 +126,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
+        block_returns=_JOINT,
         sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS,
@@ -133,6 +140,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_shapes,
         by_value=frozenset({"img_shapes"}),
         cfg="split",
+        block_returns=_JOINT,
         sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | {"encoder_hidden_states_mask", "additional_t_cond"},
@@ -144,6 +152,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn1": "joint"},
         layout=layouts.text_then_image,
         cfg="split",
+        block_returns=_AFTER,
         row_fields=frozenset(
             {
                 "hidden_states",
@@ -164,6 +173,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="split",
+        block_returns={"mode_blocks.image.#": _ONE, "single_transformer_blocks.#": _JOINT},
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | {"image_cond_hidden_states", "target_timestep"},
         shared_fields=_IDS | {"image_cond_ids"},
@@ -175,6 +185,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=layouts.text_then_image,
         cfg="batched",
+        block_returns={"joint_transformer_blocks.#": _JOINT, "single_transformer_blocks.#": _ONE},
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS,
     ),
@@ -185,7 +196,7 @@ PICTURES: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.video_and_text,
         cfg="batched",
-        block_returns=("hidden_states",),
+        block_returns=_ONE,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask", "added_cond_kwargs"},
     ),
     Family(
@@ -195,7 +206,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn2": "cross"},  # attn1 is linear attention: no softmax to control
         layout=layouts.video_and_text,
         cfg="batched",
-        block_returns=("hidden_states",),
+        block_returns=_ONE,
         timestep_scale=None,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
     ),
@@ -207,6 +218,9 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.valid_text_then_image,
         by_value=frozenset({"encoder_attention_mask"}),
         cfg="split",
+        block_returns=_ONE,
+        feed_forward=("ffn_norm2",),
+        attention_ends=("norm2",),
         sigmas=evenly,
         timestep_scale=None,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
@@ -218,6 +232,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=layouts.image_then_text,
         cfg="split",
+        block_returns=_AFTER,
         sigmas=evenly,
         row_fields=_FLUX_ROWS
         | {
@@ -235,6 +250,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=_BY_IDS,
         cfg="batched",
+        block_returns=_JOINT,
         row_fields=_FLUX_ROWS,
         shared_fields=_IDS,
     ),
@@ -245,6 +261,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn1": "joint"},
         layout=layouts.text_then_image,
         cfg="batched",
+        block_returns=_AFTER,
         row_fields=_FLUX_ROWS | {"original_size", "target_size", "crop_coords"},
     ),
     Family(
@@ -255,6 +272,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_packed,
         by_value=frozenset({"position_ids"}),
         cfg="split",
+        block_returns=_ONE,
         sigmas=evenly,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
@@ -267,6 +285,10 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn1": "joint"},
         layout=layouts.padded_image_then_text,
         cfg="batched",
+        block_returns={
+            "double_stream_blocks.#.block": _AFTER,
+            "single_stream_blocks.#.block": _ONE,
+        },
         timestep_scale=None,
     ),
     Family(
@@ -276,6 +298,7 @@ PICTURES: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.video_and_text,
         cfg="batched",
+        block_returns=_ONE,
         row_fields=frozenset(
             {
                 "hidden_states",
@@ -297,6 +320,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"attention": "joint"},
         layout=layouts.image_asks_text_and_image,
         cfg="batched",
+        block_returns=_ONE,
         timestep_scale=1e-3,
         row_fields=_FLUX_ROWS | {"attention_mask"},
     ),
@@ -307,6 +331,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"self_attention": "joint"},
         layout=layouts.image_then_text,
         cfg="batched",
+        block_returns=("x",),
         row_fields=_FLUX_ROWS | {"text_bth", "text_lens"},
         text="text_bth",
     ),
@@ -317,6 +342,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn1": "joint"},
         layout=layouts.text_then_image,
         cfg="split",
+        block_returns=_AFTER,
         row_fields=_FLUX_ROWS
         | {"prior_token_id", "prior_token_drop", "target_size", "crop_coords", "attention_mask"},
     ),
@@ -327,6 +353,9 @@ PICTURES: tuple[Family, ...] = (
         slots={"attention": "joint"},
         layout=layouts.padded_rows,
         cfg="batched, cond first",
+        block_returns=("x",),
+        feed_forward=("ffn_norm2",),
+        attention_ends=("attention_norm2",),
         sample="x",
         timestep_scale=None,
         row_fields=frozenset({"x", "t", "cap_feats"}),
@@ -339,6 +368,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=None,  # a softmax for each stretch of text and each picture, block by block causal
         cfg="split",
+        block_returns=_ONE,
         timestep_scale=1e-3,
         parts=lambda site: EVERY,
         row_fields=_FLUX_ROWS | {"img_mask", "encoder_hidden_states_mask"},

@@ -20,6 +20,9 @@ _TWO = {"attn1": "self", "attn2": "cross"}
 _WAN_ROWS = frozenset(
     {"hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep"}
 )
+_ONE = ("hidden_states",)
+_AFTER = ("hidden_states", "encoder_hidden_states")
+
 
 VIDEOS: tuple[Family, ...] = (
     Family(
@@ -29,8 +32,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.wan_video_and_text,
         cfg="split",
-        block_returns=("hidden_states",),
-        feed_forward=("ffn",),
+        block_returns=_ONE,
         parts=_wan_parts,
         row_fields=_WAN_ROWS,
     ),
@@ -41,6 +43,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.wan_video_and_text,
         cfg="split",
+        block_returns={"blocks.#": _ONE},
         parts=_wan_parts,
         row_fields=_WAN_ROWS | {"control_hidden_states"},
         shared_fields=frozenset({"control_hidden_states_scale"}),
@@ -52,6 +55,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.wan_video_and_text,
         cfg="split",
+        block_returns=_ONE,
         parts=_wan_parts,
         row_fields=_WAN_ROWS | {"fps"},
     ),
@@ -62,6 +66,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.wan_video_and_text,
         cfg="split",
+        block_returns=_ONE,
         parts=_wan_parts,
         row_fields=_WAN_ROWS,
     ),
@@ -72,6 +77,7 @@ VIDEOS: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=layouts.video_then_text,
         cfg="split",
+        block_returns=_AFTER,
         sigmas=evenly,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
     ),
@@ -83,6 +89,7 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.packed_video_and_text,
         by_value=frozenset({"num_frames", "height", "width"}),
         cfg="batched",
+        block_returns=_ONE,
         sigmas=evenly,
         row_fields=frozenset(
             {
@@ -102,6 +109,7 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.packed_video_and_text,
         by_value=frozenset({"num_frames", "height", "width"}),
         cfg="batched",
+        block_returns=("hidden_states", "audio_hidden_states"),
         sigmas=evenly,
         row_fields=frozenset(
             {
@@ -127,7 +135,7 @@ VIDEOS: tuple[Family, ...] = (
         slots={"attn1": "joint"},
         layout=layouts.text_then_frames,
         cfg="batched",
-        block_returns=("hidden_states", "encoder_hidden_states"),
+        block_returns=_AFTER,
         row_fields=_FLUX_ROWS | {"timestep_cond"},
         shared_fields=frozenset({"image_rotary_emb", "ofs"}),
     ),
@@ -138,6 +146,7 @@ VIDEOS: tuple[Family, ...] = (
         slots={"attn1": "joint"},
         layout=layouts.text_then_frames,
         cfg="batched",
+        block_returns=_AFTER,
         row_fields=_FLUX_ROWS | {"timestep_cond"},
         shared_fields=frozenset({"image_rotary_emb"}),
     ),
@@ -149,6 +158,7 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.video_then_mixed_text,
         by_value=frozenset({"image_embeds"}),
         cfg="split",
+        block_returns=_AFTER,
         sigmas=evenly,
         row_fields=_FLUX_ROWS
         | {
@@ -167,6 +177,7 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.channels_last_video_and_text,
         by_value=frozenset({"sparse_params"}),
         cfg="split",
+        block_returns=("visual_embed",),
         row_fields=_FLUX_ROWS,
         shared_fields=frozenset({"visual_rope_pos", "text_rope_pos", "sparse_params"}),
     ),
@@ -177,6 +188,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.reference_video_and_text,
         cfg="split",
+        block_returns=_ONE,
         parts=_wan_parts,
         row_fields=_WAN_ROWS | {"pose_hidden_states", "face_pixel_values"},
     ),
@@ -187,6 +199,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.video_and_text,
         cfg="split",
+        block_returns=_ONE,
         timestep_scale=None,
         row_fields=_FLUX_ROWS | {"condition_mask", "attention_mask"},
         shared_fields=frozenset({"padding_mask"}),
@@ -198,6 +211,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.video_and_nested_text,
         cfg="batched",
+        block_returns=_ONE,
         row_fields=_FLUX_ROWS | {"attention_mask", "encoder_attention_mask"},
         shared_fields=frozenset({"image_rotary_emb"}),
     ),
@@ -208,6 +222,7 @@ VIDEOS: tuple[Family, ...] = (
         slots={"attn": "joint", "cross_attn": "cross"},
         layout=layouts.video_then_text_or_itself,
         cfg="split",
+        block_returns=_AFTER,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask", "image_embeds"},
     ),
     Family(
@@ -217,6 +232,7 @@ VIDEOS: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=None,  # histories of three resolutions stand before the video
         cfg="split",
+        block_returns=_AFTER,
         row_fields=_FLUX_ROWS
         | {
             "encoder_attention_mask",
@@ -241,6 +257,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=None,  # histories of three resolutions stand before the video
         cfg="split",
+        block_returns=_ONE,
         row_fields=_FLUX_ROWS,
     ),
     Family(
@@ -250,6 +267,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=None,  # pictures one by one, then the frames of each place
         cfg="batched",
+        block_returns=_ONE,
         folded=True,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
     ),
@@ -260,6 +278,9 @@ VIDEOS: tuple[Family, ...] = (
         slots={"attn1": "joint"},
         layout=None,  # each row has a softmax of its own, without its text's padding
         cfg="batched",
+        block_returns=_AFTER,
+        feed_forward=("norm4", "norm4_context"),
+        attention_ends=("norm2", "norm2_context"),
         folded=True,
         parts=lambda site: EVERY,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
@@ -271,6 +292,7 @@ VIDEOS: tuple[Family, ...] = (
         slots={"attn2": "cross"},  # attn1 is linear attention: no softmax to control
         layout=layouts.video_and_text,
         cfg="batched",
+        block_returns=_ONE,
         timestep_scale=None,
         row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
     ),
@@ -285,6 +307,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.unet,  # of each frame on its own; motion modules are left alone
         cfg="batched",
+        block_returns=_ONE,
         sample="sample",
         folded=True,
         row_fields=frozenset(
@@ -298,6 +321,7 @@ VIDEOS: tuple[Family, ...] = (
         slots=_TWO,
         layout=layouts.frames_first_video_and_text,
         cfg="batched",
+        block_returns=_ONE,
         row_fields=_WAN_ROWS | {"r_timestep"},
     ),
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from attn_control.call import Site, Step
+from attn_control.call import SLOTS, Site, Step
 from attn_control.errors import AttnControlError
 from attn_control.processors.control import number, one_of, whole
 from attn_control.processors.guide import Guide
@@ -79,8 +79,10 @@ class SkipLayers(Guide):
         return None if self.fused else self.scale
 
     def select(self, sites: Iterable[Site]) -> dict[Site, tuple[int, ...]]:
-        chosen = super().select(sites)
-        if self.what != "attention":  # one site stands for its block
+        if self.what == "attention":
+            chosen = super().select(sites)
+        else:  # one site stands for its block, whatever it attends to
+            chosen = self.selector.resolve(sites, slots=SLOTS, allowed=SLOTS, who=str(self))
             first: dict[tuple[str, int], Site] = {}
             for site in chosen:
                 first.setdefault((site.model, site.layer), site)

@@ -68,6 +68,7 @@ class PromptSource(_Strict):
     objects: Annotated[int, Field(ge=1)] | None = None
     offset: Annotated[int, Field(ge=0)] = 0
     limit: Annotated[int, Field(ge=1)] | None = None
+    spread: Annotated[int, Field(ge=1)] | None = None  # so many, evenly over those chosen
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptSource:

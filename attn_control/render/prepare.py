@@ -132,7 +132,8 @@ def read_prompts(job: Job, source: YamlFile, base: Path) -> list[str]:
         raise source.error(
             ("prompts",), f"no prompt is left of {len(prompts)} with offset {wanted.offset}"
         )
-    return chosen
+    count = min(wanted.spread or len(chosen), len(chosen))
+    return [chosen[i * len(chosen) // count] for i in range(count)]
 
 
 def _zoo_prompts(job: Job, name: str, source: YamlFile) -> list[str]:

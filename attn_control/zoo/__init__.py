@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from attn_control.errors import AttnControlError
 
 if TYPE_CHECKING:
+    import numpy as np
     from diffusers import DiffusionPipeline
 
     from attn_control.zoo.scorer import Score
@@ -80,6 +81,16 @@ def score(name: str, image: Any, caption: str) -> Score:
     from attn_control.zoo.scorer import score as score_shapes
 
     return score_shapes(image, caption)
+
+
+def draw_truth(name: str, caption: str, seed: int) -> np.ndarray:
+    """A true drawing of a caption, uint8 (128, 128, 3): what a perfect model might answer."""
+    _check(name)
+    import numpy as np
+
+    from attn_control.zoo.scenes import draw, parse_caption, place
+
+    return draw(place(parse_caption(caption), np.random.default_rng(seed)))
 
 
 def load_prompts(name: str) -> list[dict[str, Any]]:

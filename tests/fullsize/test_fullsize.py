@@ -10,7 +10,6 @@ from fullsize.calls import CALLS
 from fullsize.figures import FIGURES, Figures
 from fullsize.measure import (
     NAMES,
-    NEVER_RUN,
     build,
     disagreements,
     plan_bytes,
@@ -67,8 +66,6 @@ def test_figures_are_the_published_ones(name):
 def test_the_softmax_has_the_tokens_that_the_layout_says(name):
     if name not in CALLS:
         pytest.skip("attach-only: no layout is claimed")
-    if name in NEVER_RUN:
-        pytest.skip(NEVER_RUN[name])
     assert disagreements(name) == []
 
 

@@ -283,6 +283,8 @@ def test_model_and_device_of_the_command_line_win(world, tmp_path):
         ("{zoo: shapes-sd3, split: heldout}", ["prompt 6", "prompt 7"]),
         ("{zoo: shapes-sd3, split: seen, objects: 2, limit: 2}", ["prompt 1", "prompt 3"]),
         ("{zoo: shapes-sd3, offset: 5, limit: 2}", ["prompt 5", "prompt 6"]),
+        ("{zoo: shapes-sd3, spread: 3}", ["prompt 0", "prompt 2", "prompt 5"]),
+        ("{zoo: shapes-sd3, offset: 6, spread: 9}", ["prompt 6", "prompt 7"]),
         ("lines.txt", ["one", "two, with a comma"]),
         ("{file: lines.txt, offset: 1}", ["two, with a comma"]),
     ],

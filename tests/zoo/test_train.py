@@ -1,22 +1,33 @@
-"""The trainer at toy size: parts agree with diffusers, a resumed run equals a whole one."""
+"""The trainer at toy size, the same tests for every model: a resumed run equals a whole one."""
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 
+import numpy as np
 import pytest
 import torch
-from transformers import CLIPTokenizer
 
-from attn_control.zoo.train import autoencoder, common, denoiser, latents, model, text
-from attn_control.zoo.train.__main__ import parser
+from attn_control.errors import AttnControlError
+from attn_control.zoo.train import (
+    autoencoder,
+    common,
+    latents,
+    loop,
+    muon,
+    sd3,
+    sd3_model,
+    sd15,
+    text,
+)
+from attn_control.zoo.train.__main__ import MODULES, main, module, parser
 
-TINY = denoiser.Settings(
-    steps=6, coarse_batch=4, fine_batch=2, fine_every=3, fine_from=0.6, width=64, layers=2,
-    warmup=2, compile=False, zeros=0.5,
-)  # fmt: skip
+TINY = {
+    "shapes-sd3": sd3.Settings(
+        steps=6, coarse_batch=4, fine_batch=2, fine_every=3, fine_from=0.6, width=64, layers=2,
+        warmup=2, compile=False, zeros=0.5,
+    ),
+    "shapes-sd15": sd15.Settings(steps=6, batch=4, widths=(16, 32), warmup=2),
+}  # fmt: skip
+NAMES = sorted(MODULES)
 
 
 @pytest.fixture(autouse=True)
@@ -31,154 +42,196 @@ def one_thread():
 def data():
     g = torch.Generator().manual_seed(0)
     captions = ["a red circle", "a blue ring above a cyan cross on a gray background"] * 8
-    ids = text.tokenize(text.build_tokenizer(), captions)
-    return torch.randn(16, 4, 32, 32, generator=g).half(), ids
+    return latents.Latents(torch.randn(16, 4, 32, 32, generator=g).half(), captions)
 
 
-def test_every_word_is_one_token_and_captions_fit():
-    tokenizer = text.build_tokenizer()
-    for word in text.words():
-        assert len(tokenizer(word).input_ids) == 3, word
-    longest = "a purple triangle right of a yellow triangle on a white background"
-    assert text.tokenize(tokenizer, [longest]).shape == (1, text.LENGTH)
-    ids = text.tokenize(tokenizer, [longest])[0].tolist()
-    assert ids.index(tokenizer.eos_token_id) < text.LENGTH - 1
-    assert tokenizer.eos_token_id == len(tokenizer) - 1
+def test_every_model_is_tried_here():
+    assert set(TINY) == set(MODULES)
 
 
-def test_every_process_numbers_the_words_alike(tmp_path):
-    """Ids lie on disk and in the weights: data of one process must fit weights of another."""
-    here = text.tokenize(text.build_tokenizer(), [" ".join(text.words()[:12])])[0].tolist()
-    script = (
-        "from attn_control.zoo.train import text\n"
-        "print(text.tokenize(text.build_tokenizer(), [' '.join(text.words()[:12])])[0].tolist())"
-    )
-    for seed in ("1", "2"):
-        env = {**os.environ, "PYTHONHASHSEED": seed}
-        out = subprocess.run(
-            [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
-        )
-        assert json.loads(out.stdout.splitlines()[-1]) == here
-    text.build_tokenizer().save_pretrained(tmp_path)
-    again = CLIPTokenizer.from_pretrained(tmp_path)
-    for word in text.words():
-        assert again(word).input_ids == text.build_tokenizer()(word).input_ids, word
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resumed_run_equals_an_uninterrupted_one(name, tmp_path, data):
+    make, s = module(name).Lesson, TINY[name]
+    whole = loop.train(tmp_path / "whole", make(s, data))
+    loop.train(tmp_path / "cut", make(s, data), stop_at=3)
+    parts = loop.train(tmp_path / "cut", make(s, data), resume=True)
+    for (key, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        assert torch.equal(a, b), key
+    a, b = (common.load(tmp_path / f / "denoiser.pt") for f in ("whole", "cut"))
+    assert a["step"] == b["step"] == 6 and a["settings"] == dataclasses.asdict(s)
+    assert all(map(torch.equal, a["average"]["values"], b["average"]["values"]))
 
 
-def test_the_encoders_pool_at_the_first_end_token():
-    tokenizer = text.build_tokenizer()
-    encoder = text.build_encoder(tokenizer).eval()
-    a, b = text.tokenize(tokenizer, ["a red circle", "a blue circle"])
-    with torch.no_grad():
-        pooled = [encoder(x[None]).text_embeds[0] for x in (a, b)]
-        tail = a.clone()
-        tail[6:] = a[1]  # after the first end token nothing may matter
-        again = encoder(tail[None]).text_embeds[0]
-    assert not torch.allclose(*pooled)
-    torch.testing.assert_close(pooled[0], again)
+@pytest.mark.parametrize("name", NAMES)
+def test_init_from_starts_at_the_averaged_weights(name, tmp_path, data):
+    make, s = module(name).Lesson, TINY[name]
+    loop.train(tmp_path / "a", make(s, data))
+    file = tmp_path / "a" / "denoiser.pt"
+    still = dataclasses.replace(s, peak=0.0, seed=2)
+    trainee = loop.train(tmp_path / "b", make(still, data), init_from=file)
+    for value, p in zip(common.load(file)["average"]["values"], trainee.parameters(), strict=True):
+        assert torch.equal(value, p)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learning_lowers_the_loss(name, tmp_path, data):
+    one = latents.Latents(data.targets[:1], data.captions[:1])
+    if name == "shapes-sd3":
+        changes = {"steps": 200, "fine_from": 0.9, "peak": 5e-3, "warmup": 5}
+    else:
+        changes = {"steps": 60, "peak": 5e-3, "warmup": 5}
+    lesson = module(name).Lesson(dataclasses.replace(TINY[name], **changes), one)
+    before = lesson.loss(0)[1].item()
+    loop.train(tmp_path, lesson)
+    after = lesson.loss(0)[1].item()
+    assert after < 0.9 * before, (before, after)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_some_captions_are_emptied_just_as_the_pipeline_empties_them(name, data):
+    sizes = {"shapes-sd3": "coarse_batch", "shapes-sd15": "batch"}
+    lesson = module(name).Lesson(dataclasses.replace(TINY[name], **{sizes[name]: 400}), data)
+    empty = text.tokenize(text.build_tokenizer(), [""])[0]
+    assert 20 < sum(torch.equal(row, empty) for row in lesson.batch(0)["ids"]) < 70
+
+
+def test_muon_takes_the_blocks_matrices_and_nothing_else(data):
+    for name in NAMES:
+        lesson = module(name).Lesson(TINY[name], data)
+        adam, orthogonal = loop.optimizers(lesson)
+        taken = [p for group in orthogonal.param_groups for p in group["params"]]
+        left = [p for group in adam.param_groups for p in group["params"]]
+        assert {id(p) for p in taken} | {id(p) for p in left} == {
+            id(p) for p in lesson.trainee.parameters()
+        }
+        assert taken and min(p.ndim for p in taken) >= 2
+        assert len(taken) + len(left) == len(list(lesson.trainee.parameters()))
+
+
+def test_muon_treats_a_kernel_as_the_matrix_that_it_is():
+    torch.manual_seed(0)
+    kernel = torch.nn.Parameter(torch.randn(8, 4, 3, 3))
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn_like(kernel)
+    matrix.grad = kernel.grad.flatten(1).clone()
+    muon.Muon([kernel], lr=0.1).step()
+    muon.Muon([matrix], lr=0.1).step()
+    torch.testing.assert_close(kernel.flatten(1), matrix)
 
 
 def test_fine_velocity_is_the_shipped_model_and_coarse_has_the_same_shape():
     torch.manual_seed(0)
-    net = model.build(64, 2)
+    net = sd3_model.build(64, 2)
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
     x, t = torch.randn(2, 4, 32, 32), torch.tensor([10.0, 900.0])
     states, pooled = torch.randn(2, 17, 128), torch.randn(2, 128)
     with torch.no_grad():
         want = net(x, states, pooled, t).sample
-        torch.testing.assert_close(model.velocity(net, x, t, states, pooled), want)
-        assert model.velocity(net, x, t, states, pooled, model.Coarse(64)).shape == x.shape
+        torch.testing.assert_close(sd3_model.velocity(net, x, t, states, pooled), want)
+        coarse = sd3_model.Coarse(64)
+        assert sd3_model.velocity(net, x, t, states, pooled, coarse).shape == x.shape
 
 
 def test_a_128_px_picture_sees_positions_from_zero():
-    net = model.build(64, 1)
+    net = sd3_model.build(64, 1)
     places = net.pos_embed.cropped_pos_embed(32, 32).view(16, 16, 64)
     torch.testing.assert_close(places[0, 0], torch.tensor([0.0] * 16 + [1.0] * 16).repeat(2))
     assert net.pos_embed.cropped_pos_embed(64, 64).shape[1] == 1024  # up to 256 px
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, data):
-    whole = denoiser.train(tmp_path / "whole", TINY, data)
-    denoiser.train(tmp_path / "cut", TINY, data, stop_at=3)
-    parts = denoiser.train(tmp_path / "cut", TINY, data, resume=True)
-    for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
-        assert torch.equal(a, b), name
-    a, b = (common.load(tmp_path / f / "denoiser.pt") for f in ("whole", "cut"))
-    assert a["step"] == b["step"] == 6 and a["settings"] == dataclasses.asdict(TINY)
-    assert all(map(torch.equal, a["average"]["values"], b["average"]["values"]))
-
-
-def test_init_from_starts_at_the_averaged_weights(tmp_path, data):
-    denoiser.train(tmp_path / "a", TINY, data)
-    still = dataclasses.replace(TINY, peak=0.0, seed=2)
-    trainee = denoiser.train(tmp_path / "b", still, data, init_from=tmp_path / "a" / "denoiser.pt")
-    state = common.load(tmp_path / "a" / "denoiser.pt")
-    for value, p in zip(state["average"]["values"], trainee.parameters(), strict=True):
-        assert torch.equal(value, p)
-
-
-def test_learning_lowers_the_loss(tmp_path, data):
-    short = dataclasses.replace(TINY, steps=200, fine_from=0.9, peak=5e-3, warmup=5)
-    one = (data[0][:1].repeat(4, 1, 1, 1), data[1][:1].repeat(4, 1))
-    trainee = denoiser.train(tmp_path, short, one)
-    empty = text.tokenize(trainee.tokenizer, [""])[0]
-    chance = denoiser.chances(short, one[1], trainee.tokenizer)
-    batch = denoiser.draw_batch(0, short, *one, empty, chance)
-    t = batch["t"][:, None, None, None]
-    x, target = torch.lerp(batch["x0"], batch["noise"], t), batch["noise"] - batch["x0"]
-    with torch.no_grad():
-        states, pooled = text.encode(trainee.encoders, batch["ids"])
-        loss = denoiser._losses(trainee, False, x, batch["t"], states, pooled, target)
-    assert loss < 0.9 * target.square().mean(), loss
-
-
-def test_empty_captions_are_the_pipelines_own(data):
-    s = dataclasses.replace(TINY, coarse_batch=400)
-    tokenizer = text.build_tokenizer()
-    empty = text.tokenize(tokenizer, [""])[0]
-    chance = denoiser.chances(s, data[1], tokenizer)
-    ids = denoiser.draw_batch(0, s, *data, empty, chance)["ids"]
-    assert 20 < sum(torch.equal(row, empty) for row in ids) < 70
+def test_sd15_learns_the_velocity_of_its_own_schedule(data):
+    lesson = sd15.Lesson(TINY["shapes-sd15"], data)
+    alphas = lesson.scheduler.alphas_cumprod.double()
+    assert alphas[-1] == 0 and (alphas.diff() < 0).all()
+    b = lesson.batch(0)
+    a = alphas[b["t"]][:, None, None, None]
+    want = (a.sqrt() * b["noise"] - (1 - a).sqrt() * b["x0"]).square().mean()
+    # The untrained network answers zero, so that its loss is the target's own power.
+    assert abs(lesson.loss(0)[1].item() - want) < 1e-5
 
 
 def test_single_and_hard_scenes_are_drawn_as_often_as_asked():
-    tokenizer = text.build_tokenizer()
     captions = [
         "a red circle",
         "a red ring",
         "a red circle and a blue square",
         "a red cross and a blue ring",
     ]
-    ids = text.tokenize(tokenizer, captions)
-    even = denoiser.chances(TINY, ids, tokenizer)
+    even = latents.chances(captions)
     torch.testing.assert_close(even, torch.tensor([0.25, 0.5, 0.75, 1.0], dtype=torch.float64))
-    s = dataclasses.replace(TINY, single=3.0, hard=2.0, coarse_batch=1300, drop=0.0)
-    chance = denoiser.chances(s, ids, tokenizer)
+    chance = latents.chances(captions, single=3.0, hard=2.0)
     want = torch.tensor([3, 6, 1, 2], dtype=torch.float64) / 12
     torch.testing.assert_close(chance.diff(prepend=chance.new_zeros(1)), want)
-    drawn = denoiser.draw_batch(0, s, torch.zeros(4, 4, 32, 32), ids, ids[0], chance)["ids"]
-    for row, share in zip(ids, want, strict=True):
-        assert abs((drawn == row).all(1).double().mean() - share) < 0.06
+    drawn = latents.pick(chance, 1300, torch.Generator().manual_seed(0))
+    for i, share in enumerate(want):
+        assert abs((drawn == i).double().mean() - share) < 0.06
 
 
 def test_autoencoder_and_latents(tmp_path):
     autoencoder.train(tmp_path, 2, batch=2, count=4, width=8)
     autoencoder.train(tmp_path, 3, batch=2, count=4, width=8, resume=True)
     assert common.load(tmp_path / "autoencoder.pt")["step"] == 3
+    with pytest.raises(AttnControlError, match="latents"):
+        latents.load_latents(tmp_path)
     for part in range(2):
-        latents.encode_part(tmp_path, 8, part, 2, batch=4)
-    z, ids = latents.load_latents(tmp_path)
-    assert z.shape == (8, 4, 32, 32) and z.dtype == torch.float16 and ids.shape == (8, 16)
+        latents.encode_part(tmp_path, latents.plain, 8, part, 2, batch=4)
+    got = latents.load_latents(tmp_path)
+    assert got.targets.shape == (8, 4, 32, 32) and got.targets.dtype == torch.float16
+    assert got.captions == [latents.plain(seed)[0] for seed in range(8)]
+    assert got.references is None
     autoencoder.refine_decoder(tmp_path, 1, batch=2, count=4)
     assert (tmp_path / "vae-refined" / "config.json").is_file()
+
+
+def test_a_source_with_references_keeps_them_beside_their_targets(tmp_path):
+    def source(seed):
+        shades = (np.full((128, 128, 3), v, np.uint8) for v in (10 * seed, 10 * seed + 5))
+        return f"caption {seed}", list(shades)
+
+    autoencoder.build(8).save_pretrained(tmp_path / "vae")
+    latents.encode_part(tmp_path, source, 4, 0, 1, batch=3)
+    got = latents.load_latents(tmp_path)
+    assert got.references.shape == got.targets.shape == (4, 4, 32, 32)
+    assert got.captions == [f"caption {i}" for i in range(4)]
+    assert not torch.equal(got.references, got.targets)
+    (tmp_path / "captions-0.json").write_text('["only one"]')
+    with pytest.raises(AttnControlError, match="4 latents, 1 captions"):
+        latents.load_latents(tmp_path)
 
 
 def test_the_schedule():
     rates = [common.learning_rate(i, 100, 1.0, 10) for i in range(100)]
     assert rates[0] == 0.1 and max(rates) == 1.0 and 0.05 <= rates[-1] < 0.06
+    t = common.logit_normal(1000, 0.6, 1.1, torch.Generator().manual_seed(0))
+    logits = torch.logit(t)
+    assert abs(logits.mean() - 0.6) < 0.02 and abs(logits.std() - 1.1) < 0.03
 
 
 def test_the_command_line_has_every_setting():
     args = parser().parse_args(["shapes-sd3", "--steps", "7", "--no-compile", "--out", "x"])
     assert args.steps == 7 and args.compile is False and args.coarse_batch == 64
+    args = parser().parse_args(["shapes-sd15", "--widths", "32", "64"])
+    assert args.widths == [32, 64] and args.batch == 32 and not hasattr(args, "coarse_batch")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_stages_end_in_a_folder_that_stock_diffusers_loads_and_runs(name, tmp_path):
+    from diffusers import DiffusionPipeline
+
+    flags = []
+    for key, value in dataclasses.asdict(dataclasses.replace(TINY[name], steps=2)).items():
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{'' if value else 'no-'}{flag}")
+        else:
+            values = value if isinstance(value, tuple) else [value]
+            flags += [f"--{flag}", *map(str, values)]
+    flags += ["--scenes", "4", "--autoencoder-steps", "2", "--autoencoder-width", "8"]
+    flags += ["--decoder-steps", "1", "--threads", "1"]
+    main([name, "--work", str(tmp_path), "--out", str(tmp_path / "out"), *flags])
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, "height": 128, "width": 128}
+    image = pipe("a red circle", output_type="np", **call).images[0]
+    assert image.shape == (128, 128, 3) and np.isfinite(image).all()

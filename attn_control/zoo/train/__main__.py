@@ -1,7 +1,7 @@
-"""`python -m attn_control.zoo.train shapes-sd3`: all stages, or some of them.
+"""`python -m attn_control.zoo.train NAME`: one trainer for all models, all stages or some of them.
 
-Stages: autoencoder, latents, denoiser, decoder, export. Everything but the exported folder lies in
---work. A killed stage goes on from its last checkpoint with --resume.
+Everything but the exported folder lies in --work. A killed stage goes on from its last checkpoint
+with --resume.
 """
 
 from __future__ import annotations
@@ -9,34 +9,51 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+MODULES = {"shapes-sd3": "sd3", "shapes-sd15": "sd15"}
 STAGES = ("autoencoder", "latents", "denoiser", "decoder", "export")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    from attn_control.zoo.train.denoiser import Settings
+def module(name: str) -> Any:
+    """What is a model's own: Settings, Lesson, pipeline, and perhaps SOURCE."""
+    return import_module(f"attn_control.zoo.train.{MODULES[name]}")
 
-    cli = argparse.ArgumentParser(prog="python -m attn_control.zoo.train", description=__doc__)
-    cli.add_argument("name", choices=("shapes-sd3",))
-    cli.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    cli.add_argument("--work", type=Path, help="default ~/.cache/attn_control/zoo/NAME")
-    cli.add_argument("--out", type=Path, help="where the pipeline goes; default WORK/export")
-    cli.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")
-    cli.add_argument("--init-from", type=Path, help="a denoiser.pt to start the weights from")
-    cli.add_argument("--threads", type=int, default=os.cpu_count())
-    cli.add_argument("--scenes", type=int, default=120_000, help="scenes kept as latents")
-    cli.add_argument("--autoencoder-steps", type=int, default=2400)
-    cli.add_argument("--autoencoder-width", type=int, default=32)
-    cli.add_argument("--decoder-steps", type=int, default=3000)
-    cli.add_argument("--part", help="I/N: only the I-th of N parts of the latents (from 1)")
-    for field in dataclasses.fields(Settings):
+
+def _add_settings(cli: argparse.ArgumentParser, settings: type) -> None:
+    for field in dataclasses.fields(settings):
         flag = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):
             cli.add_argument(flag, action=argparse.BooleanOptionalAction, default=field.default)
+        elif isinstance(field.default, tuple):
+            kind = type(field.default[0])
+            cli.add_argument(flag, type=kind, nargs="+", default=field.default)
         else:
             cli.add_argument(flag, type=type(field.default), default=field.default)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: a subcommand a model, with that model's own settings."""
+    cli = argparse.ArgumentParser(prog="python -m attn_control.zoo.train", description=__doc__)
+    names = cli.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name in MODULES:
+        sub = names.add_parser(name, help=(module(name).__doc__ or "").split("\n")[0])
+        sub.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+        sub.add_argument("--work", type=Path, help="default ~/.cache/attn_control/zoo/NAME")
+        sub.add_argument("--data", type=Path, help="autoencoder and latents; default --work")
+        sub.add_argument("--out", type=Path, help="where the pipeline goes; default WORK/export")
+        sub.add_argument("--resume", action="store_true", help="go on from --work's checkpoints")
+        sub.add_argument("--init-from", type=Path, help="a denoiser.pt to start the weights from")
+        sub.add_argument("--threads", type=int, default=os.cpu_count())
+        sub.add_argument("--scenes", type=int, default=120_000, help="scenes kept as latents")
+        sub.add_argument("--autoencoder-steps", type=int, default=2400)
+        sub.add_argument("--autoencoder-width", type=int, default=32)
+        sub.add_argument("--decoder-steps", type=int, default=3000)
+        sub.add_argument("--part", default="1/1", help="I/N: only the I-th of N parts of latents")
+        sub.add_argument("--save-every", type=int, default=250, help="steps between checkpoints")
+        _add_settings(sub, module(name).Settings)
     return cli
 
 
@@ -45,28 +62,33 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     import torch
 
-    from attn_control.zoo.train import autoencoder, denoiser, latents
+    from attn_control.zoo.train import autoencoder, latents, loop
     from attn_control.zoo.train.export import export
 
     torch.set_num_threads(args.threads)
+    model = module(args.name)
     work = args.work or Path.home() / ".cache" / "attn_control" / "zoo" / args.name
-    fields = dataclasses.fields(denoiser.Settings)
-    settings = denoiser.Settings(**{f.name: getattr(args, f.name) for f in fields})
+    data = args.data or work
+    fields = dataclasses.fields(model.Settings)
+    settings = model.Settings(**{f.name: getattr(args, f.name) for f in fields})
+    source = getattr(model, "SOURCE", latents.plain)
+    pictures = {"count": min(args.scenes, 8000), "resume": args.resume}  # kept in memory
     if "autoencoder" in args.stages:
         autoencoder.train(
-            work, args.autoencoder_steps, width=args.autoencoder_width, resume=args.resume
+            data, args.autoencoder_steps, source, width=args.autoencoder_width, **pictures
         )
     if "latents" in args.stages:
-        part, parts = map(int, (args.part or "1/1").split("/"))
-        latents.encode_part(work, args.scenes, part - 1, parts)
+        part, parts = map(int, args.part.split("/"))
+        latents.encode_part(data, source, args.scenes, part - 1, parts)
     if "denoiser" in args.stages:
-        denoiser.train(
-            work, settings, latents.load_latents(work), resume=args.resume, init_from=args.init_from
+        lesson = model.Lesson(settings, latents.load_latents(data))
+        loop.train(
+            work, lesson, resume=args.resume, init_from=args.init_from, save_every=args.save_every
         )
     if "decoder" in args.stages:
-        autoencoder.refine_decoder(work, args.decoder_steps, resume=args.resume)
+        autoencoder.refine_decoder(data, args.decoder_steps, source, **pictures)
     if "export" in args.stages:
-        export(work, args.out or work / "export")
+        export(model.pipeline(work, data), args.out or work / "export")
 
 
 if __name__ == "__main__":

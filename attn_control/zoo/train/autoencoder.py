@@ -1,4 +1,4 @@
-"""The autoencoder of shapes-sd3: 128 px to 32x32x4 latents and back, crisp from noisy ones."""
+"""The autoencoder of the picture models: 128 px to 32x32x4 latents and back, also noisy ones."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from tqdm import tqdm
 
-from attn_control.zoo.scenes import draw, sample_scene
 from attn_control.zoo.train.common import Average, Log, generator, learning_rate, load, save
+from attn_control.zoo.train.latents import Source, plain
 
 _STD = 0.9  # of the raw latents: below the decoder's clamp at +-3
 
@@ -27,9 +27,9 @@ def build(width: int = 24) -> AutoencoderTiny:
     )
 
 
-def pictures(count: int, first_seed: int = 0) -> torch.Tensor:
-    """Training scenes, uint8 (count, 3, 128, 128); never a held-out pair."""
-    images = [draw(sample_scene(first_seed + i)) for i in range(count)]
+def pictures(count: int, source: Source = plain) -> torch.Tensor:
+    """Training targets from seed 0 on, uint8 (count, 3, 128, 128)."""
+    images = [source(seed)[1][0] for seed in range(count)]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -53,6 +53,7 @@ def loss_of(vae: AutoencoderTiny, x: torch.Tensor, noise: torch.Tensor) -> torch
 def train(
     work: Path,
     steps: int,
+    source: Source = plain,
     *,
     batch: int = 16,
     count: int = 8000,
@@ -74,7 +75,7 @@ def train(
         opt.load_state_dict(state["optimizer"])
         average.load(state["average"])
         first = state["step"]
-    data = pictures(count)
+    data = pictures(count, source)
     log = Log(work / "autoencoder.jsonl", 50)
     bar = tqdm(range(first, steps), initial=first, total=steps, desc="autoencoder")
     for step in bar:
@@ -118,6 +119,7 @@ def _weights(x: torch.Tensor) -> torch.Tensor:
 def refine_decoder(
     work: Path,
     steps: int,
+    source: Source = plain,
     *,
     batch: int = 16,
     count: int = 8000,
@@ -141,7 +143,7 @@ def refine_decoder(
         opt.load_state_dict(state["optimizer"])
         average.load(state["average"])
         first = state["step"]
-    data = pictures(count)
+    data = pictures(count, source)
     log = Log(work / "decoder.jsonl", 50)
     bar = tqdm(range(first, steps), initial=first, total=steps, desc="decoder", mininterval=5)
     for step in bar:

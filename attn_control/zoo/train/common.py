@@ -1,4 +1,4 @@
-"""What both trainings share: schedule, averaged weights, checkpoints, the log, randomness."""
+"""What all trainings share: schedule, averaged weights, checkpoints, the log, randomness."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int, floor: float 
 def generator(seed: int, step: int) -> torch.Generator:
     """The randomness of one step: it depends on nothing else, so a resumed run repeats it."""
     return torch.Generator().manual_seed(seed * 10_000_019 + step)
+
+
+def logit_normal(size: int, mean: float, std: float, g: torch.Generator) -> torch.Tensor:
+    """Times float32 (size,) in (0, 1): one from each of `size` equally likely slices."""
+    u = (torch.arange(size) + torch.rand(size, generator=g)) / size
+    return torch.sigmoid(mean + std * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
 
 
 class Average:

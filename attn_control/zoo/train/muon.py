@@ -1,4 +1,5 @@
 """Muon: momentum, made orthogonal. For the matrices inside the blocks; all of one shape at once.
+A convolution's kernel (out, in, ...) counts as the matrix (out, in * ...).
 
 After K. Jordan's Muon (2024) with the step size of Moonlight (arXiv 2502.16982), so that a learning
 rate means about what it means to AdamW. Stacking equal shapes makes it cheap on one CPU core.
@@ -50,7 +51,8 @@ class Muon(torch.optim.Optimizer):
                         state["momentum"] = torch.zeros_like(p)
                     state["momentum"].lerp_(p.grad, 1 - group["momentum"])
                     looks.append(p.grad.lerp(state["momentum"], group["momentum"]))
-                rate = group["lr"] * 0.2 * max(shape) ** 0.5
-                updates = orthogonal(torch.stack(looks))
+                flat = torch.stack(looks).flatten(2)
+                rate = group["lr"] * 0.2 * max(flat.shape[1:]) ** 0.5
+                updates = orthogonal(flat).view(-1, *shape)
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(params, list(updates.unbind()), alpha=-rate)

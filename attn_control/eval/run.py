@@ -1,0 +1,171 @@
+"""Runs a suite: renders what is missing, measures, judges the bars, writes the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attn_control import zoo
+from attn_control.errors import AttnControlError
+from attn_control.eval.measure import as_dict, costs, difference, measure, share
+from attn_control.eval.plots import plot_result
+from attn_control.eval.power import detectable
+from attn_control.eval.suite import Bar, SuiteFile
+from attn_control.eval.tables import costs_page, result_page
+from attn_control.render.measure import versions
+from attn_control.render.prepare import Prepared, prepare
+from attn_control.render.run import run
+from attn_control.render.store import replace_file
+
+
+@dataclass
+class EvalOutcome:
+    """What a suite left behind; `result` is None where the run was interrupted."""
+
+    result: dict[str, Any] | None
+    files: list[Path]
+    interrupted: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether every positive control was found. Says nothing of the bars."""
+        return self.result is not None and all(
+            each["planted"]["passed"] for each in self.result["measurements"].values()
+        )
+
+
+def plan_of(suite: SuiteFile, prepared: dict[str, Prepared]) -> dict[str, Any]:
+    """What would run and what it could detect, before it runs."""
+    measurements = {}
+    for name, each in prepared.items():
+        kind = {row["prompt"]: row for row in zoo.load_prompts(each.choice.name)}
+        groups = {}
+        for group in suite.suite.measurements[name].groups:
+            n = sum(group.holds(kind[prompt]) for prompt in each.prompts)
+            points = detectable(n, suite.suite.discordance) if n else None
+            groups[str(group)] = {"n": n, "detects": None if points is None else round(points, 4)}
+        measurements[name] = {
+            "model": each.choice.name,
+            "variants": [plan.name for plan in each.variants],
+            "pictures": len(each.tasks),
+            "row_forwards": each.row_forwards,
+            "groups": groups,
+        }
+    return {"suite": suite.name, "digest": suite.digest, "measurements": measurements}
+
+
+def prepare_suite(suite: SuiteFile, out: Path, spread: int | None) -> dict[str, Prepared]:
+    """Check every job of a suite against its model before the first picture is made."""
+    found = {}
+    for name in suite.suite.measurements:
+        job, source = suite.job(name, spread)
+        found[name] = prepare(job, source, out / name)
+        model = found[name].choice
+        if model.kind != "zoo":
+            problem = (
+                f"a suite measures a built-in model ({', '.join(zoo.NAMES)}), got {model.name!r}"
+            )
+            raise source.error(("model",), problem)
+        if job.prompts.zoo != model.name:
+            problem = f"the prompts of {job.prompts.zoo!r} are not those of {model.name!r}"
+            raise source.error(("prompts", "zoo"), problem)
+    return found
+
+
+def run_suite(
+    suite: SuiteFile,
+    out: Path,
+    *,
+    spread: int | None = None,
+    overwrite: bool = False,
+    console: Any = None,
+) -> EvalOutcome:
+    """Render and measure a suite; the same command goes on where an interrupted one ended.
+
+    Writes `out/NAME/` (a render folder a job), and `result.json`, `result.md`, `costs.json`,
+    `costs.md`, `plan.json` and a plot a job. result.* follow from the pictures alone, so that the
+    same seeds give them byte for byte; costs.* are measured.
+
+    Raises:
+        AttnControlError: a mistake in the suite, before anything is rendered; or a failed picture.
+    """
+    prepared = prepare_suite(suite, out, spread)
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "plan.json", _json(plan_of(suite, prepared)))
+    measured, costing, judged = {}, {}, []
+    start = time.perf_counter()
+    for name, each in prepared.items():
+        if console is not None:
+            console.print(f"{suite.name}: {name}, {len(each.tasks)} pictures", style="dim")
+        outcome = run(each, out / name, overwrite=overwrite, console=console)
+        if outcome.interrupted:
+            return EvalOutcome(None, [], interrupted=True)
+        if outcome.notes:
+            raise AttnControlError(
+                f"suite {suite.name!r}, job {name!r}: {'; '.join(outcome.notes)}"
+            )
+        spec = suite.suite.measurements[name]
+        prompts = zoo.load_prompts(each.choice.name)
+        measured[name] = measure(each, outcome.rows, spec, prompts, out / name / "images")
+        costing[name] = costs(each, outcome.rows, spec.baseline)
+        bars = [bar for bar in suite.suite.bars if bar.job == name]
+        judged += [judge(bar, outcome.rows, prompts) for bar in bars]
+    result = {
+        "suite": suite.name,
+        "question": suite.suite.question,
+        "digest": suite.digest,
+        "spread": spread,
+        "versions": versions(),
+        "bars": judged,
+        "measurements": measured,
+    }
+    spent = {
+        "suite": suite.name,
+        "digest": suite.digest,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "seconds": round(time.perf_counter() - start, 1),
+        "measurements": costing,
+    }
+    pages = {
+        "result.json": _json(result), "result.md": result_page(result),
+        "costs.json": _json(spent), "costs.md": costs_page(spent),
+    }  # fmt: skip
+    for file, text in pages.items():
+        _write(out / file, text)
+    return EvalOutcome(result, [*(out / file for file in pages), *plot_result(result, out)])
+
+
+def judge(bar: Bar, rows: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Hold one bar against the pictures: `met`, `above the floor`, `below` or `not measured`."""
+    kind = {prompt["prompt"]: prompt for prompt in prompts}
+    here = [row for row in rows if bar.where.holds(kind[row["prompt"]])]
+    mine = [row for row in here if row["variant"] == bar.variant]
+    theirs = [row for row in here if row["variant"] == bar.against]
+    found, outcome = None, "not measured"
+    if mine:
+        verdict = bar.verdict
+        if bar.against:
+            found = difference(mine, theirs, lambda row: float(row["score"][verdict]))
+        else:
+            found = share(mine, verdict)
+        outcome = "met" if found.mean >= bar.target else "below"
+        if outcome == "below" and bar.floor is not None and found.mean >= bar.floor:
+            outcome = "above the floor"
+    fields = bar.model_dump(exclude={"where"})
+    return {
+        **fields, "where": str(bar.where),
+        "found": None if found is None else as_dict(found), "outcome": outcome,
+    }  # fmt: skip
+
+
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=1, default=str) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

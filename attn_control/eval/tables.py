@@ -1,0 +1,152 @@
+"""The Markdown of a result: every number from the JSON, none of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Numbers = dict[str, Any]
+
+
+def percent(numbers: Numbers | None) -> str:
+    """`66.2 % [56.2, 76.2]`, or a dash."""
+    if numbers is None:
+        return "-"
+    return "{:.1f} % [{:.1f}, {:.1f}]".format(*_hundredfold(numbers))
+
+
+def points(numbers: Numbers | None) -> str:
+    """`+25.0 [+17.5, +32.5]` in percentage points, or a dash."""
+    if numbers is None:
+        return "-"
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*_hundredfold(numbers))
+
+
+def _hundredfold(numbers: Numbers) -> tuple[float, float, float]:
+    return 100 * numbers["mean"], 100 * numbers["low"], 100 * numbers["high"]
+
+
+def plain(numbers: Numbers | None, digits: int = 2) -> str:
+    """`31.20 [30.85, 31.58]`, or a dash."""
+    if numbers is None:
+        return "-"
+    mean, low, high = (f"{numbers[key]:.{digits}f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines)
+
+
+def result_page(result: Numbers) -> str:
+    """The whole page of one suite, without times: the same pictures give it byte for byte."""
+    parts = [f"## Suite `{result['suite']}`", result["question"]]
+    if result["spread"] is not None:
+        parts.append(
+            f"**The short form: {result['spread']} prompts a job. Not a published figure.**"
+        )
+    parts.append(
+        "Intervals: 95 %, whole prompts redrawn; differences in points, paired by prompt and seed. "
+        f"Suite digest `{result['digest'][:12]}`."
+    )
+    if result["bars"]:
+        parts += ["### Bars", bars_table(result["bars"])]
+    for name, each in result["measurements"].items():
+        parts += [f"### {name}: `{each['model']}`", *_measurement(each)]
+    return "\n\n".join(parts) + "\n"
+
+
+def bars_table(bars: list[Numbers]) -> str:
+    """One row a bar: what was asked, what was found, and on which side that lies."""
+    rows = []
+    for bar in bars:
+        show = points if bar["against"] else percent
+        floor = "-" if bar["floor"] is None else f"{100 * bar['floor']:.0f}"
+        asked = f"{bar['job']}: {bar['variant']}"
+        asked += f" minus {bar['against']}" if bar["against"] else ""
+        rows.append(
+            [
+                f"{asked}, {bar['verdict']}, {bar['where']}", show(bar["found"]),
+                f"{100 * bar['target']:.0f}", floor, bar["outcome"],
+            ]
+        )  # fmt: skip
+    return grid(["bar", "measured", "target", "floor", "outcome"], rows)
+
+
+def _measurement(each: Numbers) -> list[str]:
+    variants: Numbers = each["variants"]
+    first = next(iter(variants.values()))
+    groups = list(first["groups"])
+    counts = [f"{g} {(first['groups'][g]['right'] or {'n': 0})['n']}" for g in groups]
+    return [
+        f"{each['prompts']} prompts, {each['pictures']} pictures; n a group: {', '.join(counts)}.",
+        _shares(variants, groups),
+        "Differences in being right (points):",
+        _differences(variants, groups),
+        f"Parts of the verdict, and likeness to the pictures of {each['baseline']}:",
+        _parts(variants, "all" if "all" in groups else groups[0], each["baseline"]),
+        _planted(each["planted"]),
+    ]
+
+
+def _shares(variants: Numbers, groups: list[str]) -> str:
+    rows = [
+        [name, str(v["row_forwards"]), *(percent(v["groups"][g]["right"]) for g in groups)]
+        for name, v in variants.items()
+    ]
+    return grid(["variant", "row-forwards", *(f"right: {group}" for group in groups)], rows)
+
+
+def _differences(variants: Numbers, groups: list[str]) -> str:
+    others = list(dict.fromkeys(o for v in variants.values() for o in v["against"]))
+    rows = [
+        [name, *(points(v["against"].get(o, {}).get(g)) for o in others for g in groups)]
+        for name, v in variants.items()
+    ]
+    return grid(["variant", *(f"minus {o}: {g}" for o in others for g in groups)], rows)
+
+
+def _parts(variants: Numbers, group: str, baseline: str) -> str:
+    first = next(iter(variants.values()))
+    verdicts = [name for name in first["groups"][group] if name != "right"]
+    likeness = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
+    measures = [name for name in likeness if name in first["likeness"]]
+    rows = []
+    for name, v in variants.items():
+        shares = [percent(v["groups"][group][verdict]) for verdict in verdicts]
+        like = {} if name == baseline else v["likeness"]
+        rows.append([name, *shares, *(plain(like.get(each), 3) for each in measures)])
+    head = ["variant", *(f"{each} ({group})" for each in verdicts)]
+    return grid([*head, *(likeness[each] for each in measures)], rows)
+
+
+def _planted(planted: Numbers) -> str:
+    return (
+        f"Positive control: {planted['replaced']} pictures of {planted['variant']} replaced by "
+        f"true drawings, which plants {100 * planted['planted']:+.1f} points; found "
+        f"{points(planted['found'])}; {planted['changed_when_read_back']} verdicts changed when "
+        f"the pictures were read back: **{'passed' if planted['passed'] else 'FAILED'}**."
+    )
+
+
+def costs_page(costs: Numbers) -> str:
+    """What the run took on its machine; measured, so it differs from run to run."""
+    parts = []
+    for name, variants in costs["measurements"].items():
+        rows = [
+            [
+                variant,
+                f"{v['seconds']:.2f}",
+                plain(v["ratio"]),
+                str(v["row_forwards"]),
+                f"{v['peak_bytes'] / 1e9:.2f} GB ({v['peak_kind']})",
+            ]
+            for variant, v in variants.items()
+        ]
+        head = ["variant", "median s", "ratio to the baseline", "row-forwards", "peak memory"]
+        parts += [f"### {name}: costs", grid(head, rows)]
+    parts.append(
+        f"Measured on: {costs['machine']}. Rendering took {costs['seconds']:.0f} s in all."
+    )
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,172 @@
+"""Where pictures given beside the text stand in attention, found by poking one token at a time.
+
+References come packed behind the image and are told apart by their position ids or shapes, as
+embedded pictures beside the text, or as the first frame. Wan's keys are in test_wan_keys.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from test_wider_families import _moved, _run
+from tiny_more import MORE, more_inputs
+from tiny_oracle import attention
+from tiny_pictures import PICTURES
+from tiny_videos import VIDEOS
+from tiny_wide import rand
+
+from attn_control import attach, layouts
+from attn_control.families import FAMILIES, family_of
+
+Call = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call with references, and how to poke one token of them.
+
+    Attributes:
+        make: the model and its call.
+        tokens: of all references.
+        poke: (call, token of the references) -> call.
+        label: of the site; side: "q", or "k" where only keys have them.
+    """
+
+    make: Callable[[], tuple[Any, Call]]
+    tokens: int
+    poke: Callable[[Call, int], Call]
+    label: str = "L0.joint"
+    side: str = "q"
+
+
+def _add(call: Call, name: str, *index: Any) -> Call:
+    changed = call[name].clone()
+    changed[index] += 1.0
+    return call | {name: changed}
+
+
+def _packed(make: Callable[[], Any], call: Callable[[], Call]) -> Case:
+    """Six tokens more, whose ids differ in the first column, behind an image of 16."""
+
+    def build() -> tuple[Any, Call]:
+        given = dict(call())
+        name = "img_ids" if "img_ids" in given else "position_ids"
+        ids = given[name]
+        more = torch.zeros(*ids.shape[:-2], 6, ids.shape[-1])
+        more[..., 0] = ids[..., -1:, 0] + 1
+        more[..., 1:3] = torch.tensor([[y, x] for y in range(2) for x in range(3)])
+        given[name] = torch.cat([ids, more], dim=-2)
+        given["hidden_states"] = torch.cat([given["hidden_states"], rand(2, 6, 16, seed=9)], dim=1)
+        return make(), given
+
+    return Case(build, 6, lambda c, token: _add(c, "hidden_states", slice(None), 16 + token))
+
+
+def _shapes() -> tuple[Any, Call]:
+    call = more_inputs("qwen")
+    call["img_shapes"] = [[(1, 4, 4), (1, 2, 3), (1, 1, 2)]] * 2
+    call["hidden_states"] = torch.cat([call["hidden_states"], rand(2, 8, 16, seed=9)], dim=1)
+    return MORE["qwen"](), call
+
+
+def _wide(table: dict[str, Any], name: str) -> Callable[[], tuple[Any, Call]]:
+    return lambda: (table[name].make_quiet(), table[name].call())
+
+
+def _embedded(name: str) -> Callable[[Call, int], Call]:
+    return lambda call, token: _add(call, name, slice(None), token)
+
+
+def _first_frame(call: Call, token: int) -> Call:
+    y, x = divmod(token, 2)
+    return _add(call, "hidden_states", slice(None), slice(None), 0, 2 * y + 1, 2 * x)
+
+
+PACKED = {
+    "FluxTransformer2DModel": (tiny.flux, lambda: tiny.inputs("flux")),
+    "BriaTransformer2DModel": (PICTURES["bria"].make, PICTURES["bria"].call),
+    "Krea2Transformer2DModel": (PICTURES["krea2"].make, PICTURES["krea2"].call),
+} | {
+    cls: (MORE[name], lambda name=name: more_inputs(name))
+    for name, cls in {
+        "flux2": "Flux2Transformer2DModel",
+        "chroma": "ChromaTransformer2DModel",
+        "ovis": "OvisImageTransformer2DModel",
+        "longcat": "LongCatImageTransformer2DModel",
+    }.items()
+}
+
+
+def _flux3() -> tuple[Any, Call]:
+    call = PICTURES["flux3"].call()
+    call |= {"image_cond_hidden_states": rand(2, 6, 16, seed=5), "image_cond_ids": rand(6, 4)}
+    return PICTURES["flux3"].make_quiet(), call
+
+
+CASES = {cls: _packed(*built) for cls, built in PACKED.items()} | {
+    "Flux3Transformer2DModel": Case(
+        _flux3, 6, _embedded("image_cond_hidden_states"), label="L2.joint"
+    ),
+    "QwenImageTransformer2DModel": Case(
+        _shapes, 8, lambda c, token: _add(c, "hidden_states", slice(None), 16 + token)
+    ),
+    "HunyuanVideo15Transformer3DModel": Case(
+        _wide(VIDEOS, "hunyuanvideo15"), 4, _embedded("image_embeds")
+    ),
+    "MotifVideoTransformer3DModel": Case(_wide(VIDEOS, "motif"), 4, _embedded("image_embeds")),
+    "AnyFlowTransformer3DModel": Case(
+        _wide(VIDEOS, "anyflow"), 4, _embedded("encoder_hidden_states_image"),
+        label="L0.cross", side="k",
+    ),
+    "WanAnimateTransformer3DModel": Case(
+        _wide(VIDEOS, "wan_animate"), 4, _first_frame, label="L0.self"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", CASES)
+def test_a_token_of_a_reference_moves_its_own_index(cls):
+    case = CASES[cls]
+    model, call = case.make()
+    assert type(model).__name__ == cls
+    with attach(model) as session:
+        site = next(site for site in session.sites if site.label == case.label)
+    layout = family_of(model).layout(site, call, model)
+    segments = [s for s in getattr(layout, case.side) if s.role == "reference"]
+    indices = [index for s in segments for index in range(s.start, s.stop)]
+    assert len(indices) == case.tokens
+
+    def look(call):
+        with attention(model) as seen:
+            _run(model, call)
+        return getattr(seen[site.name][-1], case.side)
+
+    plain = look(call)
+    assert plain.shape[2] == (layout.q_len if case.side == "q" else layout.k_len)
+    for token in (0, 1, case.tokens - 1):
+        assert _moved(plain, look(case.poke(call, token))) == [indices[token]]
+
+
+ELSEWHERE = {"wan_video_and_text", "reference_video_and_text"}  # test_wan_keys.py, for its keys
+
+
+def _may_have_references(function: Any) -> bool:
+    source = inspect.getsource(function)
+    called = [
+        f for name, f in vars(layouts).items() if f"{name}(" in source and inspect.isfunction(f)
+    ]
+    return any('"reference"' in inspect.getsource(f) for f in {function, *called})
+
+
+def test_every_row_whose_layout_may_hold_references_is_poked():
+    rows = [f for f in FAMILIES if f.layout is not None and _may_have_references(f.layout)]
+    names = {f.denoiser for f in rows if f.layout.__name__ not in ELSEWHERE}
+    # HunyuanVideo packs as Motif-Video does, but its denoiser takes no embedded picture.
+    names -= {"HunyuanVideoTransformer3DModel"}
+    assert names == set(CASES) - {"WanAnimateTransformer3DModel"}

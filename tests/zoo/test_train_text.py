@@ -1,0 +1,54 @@
+"""The words on disk and in the weights: one number a word, the same in every process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+from transformers import CLIPTokenizer
+
+from attn_control.zoo.train import text
+
+
+def test_every_word_is_one_token_and_captions_fit():
+    tokenizer = text.build_tokenizer()
+    for word in text.words():
+        assert len(tokenizer(word).input_ids) == 3, word
+    longest = "a purple triangle right of a yellow triangle on a white background"
+    assert text.tokenize(tokenizer, [longest]).shape == (1, text.LENGTH)
+    ids = text.tokenize(tokenizer, [longest])[0].tolist()
+    assert ids.index(tokenizer.eos_token_id) < text.LENGTH - 1
+    assert tokenizer.eos_token_id == len(tokenizer) - 1
+
+
+def test_every_process_numbers_the_words_alike(tmp_path):
+    """Ids lie on disk and in the weights: data of one process must fit weights of another."""
+    here = text.tokenize(text.build_tokenizer(), [" ".join(text.words()[:12])])[0].tolist()
+    script = (
+        "from attn_control.zoo.train import text\n"
+        "print(text.tokenize(text.build_tokenizer(), [' '.join(text.words()[:12])])[0].tolist())"
+    )
+    for seed in ("1", "2"):
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        out = subprocess.run(
+            [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
+        )
+        assert json.loads(out.stdout.splitlines()[-1]) == here
+    text.build_tokenizer().save_pretrained(tmp_path)
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    for word in text.words():
+        assert again(word).input_ids == text.build_tokenizer()(word).input_ids, word
+
+
+def test_the_encoders_pool_at_the_first_end_token():
+    tokenizer = text.build_tokenizer()
+    encoder = text.build_encoder(tokenizer).eval()
+    a, b = text.tokenize(tokenizer, ["a red circle", "a blue circle"])
+    with torch.no_grad():
+        pooled = [encoder(x[None]).text_embeds[0] for x in (a, b)]
+        tail = a.clone()
+        tail[6:] = a[1]  # after the first end token nothing may matter
+        again = encoder(tail[None]).text_embeds[0]
+    assert not torch.allclose(*pooled)
+    torch.testing.assert_close(pooled[0], again)
