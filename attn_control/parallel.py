@@ -114,9 +114,11 @@ class Shards:
 def _all_gather(x: Tensor, dim: int, group: Any) -> Tensor:
     import torch.distributed._functional_collectives as collectives
 
-    if torch.is_grad_enabled() and x.requires_grad:
-        return collectives.all_gather_tensor_autograd(x, dim, group)
-    return collectives.all_gather_tensor(x, dim, group)
+    # torch 2.13 calls them all_gather_single, and warns at the names of before.
+    kind = "_autograd" if torch.is_grad_enabled() and x.requires_grad else ""
+    gather: Any = getattr(collectives, f"all_gather_single{kind}", None)
+    gather = gather or getattr(collectives, f"all_gather_tensor{kind}")
+    return gather(x, dim, group)
 
 
 @dataclass(frozen=True, eq=False)
