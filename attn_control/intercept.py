@@ -31,7 +31,6 @@ from attn_control.parallel import refuse_spread_heads
 from attn_control.plan import Plan, PlanBuilder
 from attn_control.processors.control import Control
 
-_sdpa = torch.nn.functional.scaled_dot_product_attention
 _lock = threading.RLock()
 
 
@@ -84,7 +83,8 @@ def _watched_sdpa(
     enable_gqa: bool = False,
 ) -> Tensor:
     def original() -> Tensor:
-        return _sdpa(
+        # Looked up now: others (SageAttention, say) may have put theirs there.
+        return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
 
@@ -310,6 +310,11 @@ class Interception:
                 if not _users[key]:
                     del _users[key]
                     processor.__class__ = type(processor)._attn_control_class
+            for port in self.ports:  # loaders make new ones of the class they find, ours
+                processor = port.site.module.processor
+                if _is_watched(processor) and id(processor) not in _users:
+                    if processor._attn_control_port is None:
+                        processor.__class__ = type(processor)._attn_control_class
         self._held.clear()
         _unpatch(self._modules)
         self._modules = []
