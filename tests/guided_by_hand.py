@@ -1,4 +1,4 @@
-"""Guided predictions written out: another mechanism than the package's, for any state of a model."""
+"""Guided predictions written out: another mechanism than the package, for a model in any state."""
 
 from __future__ import annotations
 

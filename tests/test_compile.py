@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from tiny_oracle import close
 
 from attn_control import AttnControlError, attach
-from attn_control.processors import HeadGate, SoftPAG
+from attn_control.processors import NAG, HeadGate, SkipLayers, SoftPAG
 
 SLOW = pytest.mark.slow
 FAMILIES = ("sd3", "flux", pytest.param("wan", marks=SLOW), pytest.param("sd15", marks=SLOW))
@@ -102,16 +102,65 @@ def test_compiled_in_place(family, first, graphs):
         assert graphs.count == 2 and graphs.runs == 2
 
 
+def _breaks() -> dict[str, int]:
+    return dict(torch._dynamo.utils.counters["graph_break"])
+
+
 @torch.no_grad()
 def test_repeated_blocks_compiled_one_by_one(graphs):  # not offered by diffusers for SD3
     family = "flux"
     model, call = tiny.MODELS[family](), tiny.family_inputs(family)
     model.compile_repeated_blocks(backend=graphs, fullgraph=True)
-    with attach(model, SoftPAG("L0-2H0", u=0.5, scale=2.0)):
-        close(model(**call)[0], _eager(family, SoftPAG("L0-2H0", u=0.5, scale=2.0)))
-        count, runs = graphs.count, graphs.runs
+    model(**call)
+    plain = graphs.count
+    with attach(model):
         model(**call)
-    assert graphs.count == count and graphs.runs > runs > 0
+    idle = graphs.count
+    assert idle <= 2 * plain  # the processors' classes are others now
+    busy = None
+    for u, scale in ((0.5, 2.0), (0.25, 2.0), (1.0, 5.0)):
+        control = SoftPAG("L0-2H0", u=u, scale=scale)
+        with attach(model, control):
+            close(model(**call)[0], _eager(family, control))
+        busy = busy or graphs.count
+        assert idle < graphs.count == busy <= idle + plain, f"{u=} {scale=}"
+    runs = graphs.runs
+    with attach(model, control):
+        model(**call)
+    assert graphs.runs == runs + 8 and not _breaks()  # four blocks, plain and perturbed
+
+
+PHASES = {  # controls with a window, and the graphs beside the plain one that they may cost
+    "guidance": (lambda n: (SoftPAG("L1H1", u=n / 4, scale=n, window="0.25-0.75"),), 1),
+    "rows": (lambda n: (NAG(scale=1.0 + n, window="0.25-0.75"),), 1),
+    "layers": (lambda n: (SkipLayers("L1", u=n / 4, scale=n, window="0.25-0.75"),), 1),
+    "two windows": (
+        lambda n: (
+            HeadGate("L0H1", gain=n / 4, window="0.5-1"),
+            SoftPAG("L1H1", scale=n, window="0-0.75"),
+        ),
+        3,  # gate; guidance; both
+    ),
+}
+
+
+@pytest.mark.parametrize("phases", PHASES)
+@torch.no_grad()
+def test_at_most_one_graph_a_phase_and_none_for_other_numbers(phases, graphs):
+    controls, more = PHASES[phases]
+    pipe, call = tiny_pipelines.flux()
+    expected = []
+    for n in (1, 2, 3):
+        with attach(pipe, *controls(n)):
+            expected.append(tiny_pipelines.render(pipe, call))
+    pipe.transformer = _compiled(pipe.transformer, graphs)
+    counts = []
+    for n in (1, 2, 3):
+        with attach(pipe, *controls(n)):
+            close(tiny_pipelines.render(pipe, call), expected[n - 1])
+        counts.append(graphs.count)
+    assert counts == [1 + more] * 3
+    assert not _breaks()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
