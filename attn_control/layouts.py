@@ -151,6 +151,23 @@ def text_then_packed(site: Site, args: Arguments, model: Any) -> Layout:
     return Layout.joint(text, image, ("reference", more, None))
 
 
+def text_then_packed_or_cached(site: Site, args: Arguments, model: Any) -> Layout:
+    """As above. Where processors keep the keys of references from step to step, queries are [text,
+    image] and keys [text, reference, image]; in the step that fills the cache, the references stand
+    before the image among what the denoiser is given.
+    """
+    fills, cache = args.get("kv_cache_mode") == "extract", args.get("kv_cache")
+    count = args.get("num_ref_tokens", 0) if fills else getattr(cache, "num_ref_tokens", 0)
+    if not count or "KV" not in type(site.module.processor).__name__:
+        return text_then_packed(site, args, model)
+    if fills:
+        given = {"hidden_states": args["hidden_states"][:, count:]}
+        args = {**args, **given, "img_ids": args["img_ids"][..., count:, :]}
+    queries = text_then_packed(site, args, model)
+    text, image = ((s.role, s.length, s.grid) for s in queries.q)
+    return Layout.cross(queries, Layout.joint(text, ("reference", count, None), image))
+
+
 def text_then_shapes(site: Site, args: Arguments, model: Any) -> Layout:
     """[text, image, reference, ...] of packed latents whose shapes are given as (frames, height,
     width).

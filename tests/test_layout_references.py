@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from diffusers.models.transformers.transformer_flux2 import (
+    Flux2KVAttnProcessor,
+    Flux2KVParallelSelfAttnProcessor,
+)
 from test_wider_families import _moved, _run
 from tiny_more import MORE, more_inputs
 from tiny_oracle import attention
@@ -23,6 +27,7 @@ from tiny_wide import rand
 
 from attn_control import attach, layouts
 from attn_control.families import FAMILIES, family_of
+from attn_control.processors import HeadGate
 
 Call = dict[str, Any]
 
@@ -151,6 +156,53 @@ def test_a_token_of_a_reference_moves_its_own_index(cls):
     assert plain.shape[2] == (layout.q_len if case.side == "q" else layout.k_len)
     for token in (0, 1, case.tokens - 1):
         assert _moved(plain, look(case.poke(call, token))) == [indices[token]]
+
+
+@pytest.mark.parametrize("mode", ["extract", "cached"])
+def test_references_whose_keys_are_kept_are_keys_alone(mode):
+    """As FLUX.2 klein's KV pipeline runs: the step that fills the cache is given the references in
+    front of the image, later steps are not given them at all.
+    """
+    model, call = MORE["flux2"](), more_inputs("flux2")
+    for block in model.transformer_blocks:
+        block.attn.set_processor(Flux2KVAttnProcessor())
+    for block in model.single_transformer_blocks:
+        block.attn.set_processor(Flux2KVParallelSelfAttnProcessor())
+    ids = torch.tensor([[10.0, y, x, 0.0] for y in range(2) for x in range(3)])
+    filling = call | {
+        "hidden_states": torch.cat([rand(2, 6, 16, seed=9), call["hidden_states"]], dim=1),
+        "img_ids": torch.cat([ids.expand(2, -1, -1), call["img_ids"]], dim=1),
+        "kv_cache_mode": "extract",
+        "num_ref_tokens": 6,
+    }
+    with torch.no_grad():
+        cache = model(**filling, return_dict=False)[1]
+    call = filling if mode == "extract" else call | {"kv_cache": cache, "kv_cache_mode": "cached"}
+    first = 6 if mode == "extract" else 0
+
+    def look(call):
+        with attention(model) as seen:
+            _run(model, call)
+        return seen[site.name][0]  # what references make of themselves is a softmax behind it
+
+    with attach(model, HeadGate("L1", gain=0.5, tokens="image"), strict=True) as session:
+        site, *_, last = session.sites
+        gated = _run(model, call)
+    plain = look(call)
+    assert not torch.equal(gated, _run(model, call))
+    for one in (site, last):
+        layout = family_of(model).layout(one, call, model)
+        assert [(s.role, s.length) for s in layout.q] == [("text", 5), ("image", 16)]
+        assert [(s.role, s.start) for s in layout.k] == [
+            ("text", 0), ("reference", 5), ("image", 11),
+        ]  # fmt: skip
+        assert layout.q[1].grid == (1, 4, 4)
+    assert (plain.q.shape[2], plain.k.shape[2]) == (layout.q_len, layout.k_len)
+    poked = look(_add(call, "hidden_states", slice(None), first + 6))
+    assert _moved(plain.q, poked.q) == [5 + 6] and _moved(plain.k, poked.k) == [11 + 6]
+    if mode == "extract":
+        poked = look(_add(call, "hidden_states", slice(None), 4))
+        assert _moved(plain.q, poked.q) == [] and _moved(plain.k, poked.k) == [5 + 4]
 
 
 ELSEWHERE = {"wan_video_and_text", "reference_video_and_text"}  # test_wan_keys.py, for its keys
