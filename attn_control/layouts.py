@@ -170,11 +170,12 @@ def text_then_packed_or_cached(site: Site, args: Arguments, model: Any) -> Layou
 
 def text_then_shapes(site: Site, args: Arguments, model: Any) -> Layout:
     """[text, image, reference, ...] of packed latents whose shapes are given as (frames, height,
-    width).
+    width). A model of layered pictures makes all of them but the last.
     """
     shapes = args["img_shapes"][0]
     shapes = [shapes] if isinstance(shapes[0], int) else list(shapes)
-    roles = ["image", *["reference"] * (len(shapes) - 1)]
+    made = len(shapes) - 1 if getattr(model.config, "use_layer3d_rope", False) else 1
+    roles = ["image"] * made + ["reference"] * (len(shapes) - made)
     parts = [grid(role, h, w, f) for role, (f, h, w) in zip(roles, shapes, strict=True)]
     return Layout.joint(text_of(args), *parts)
 
@@ -291,12 +292,16 @@ def channels_last_video_and_text(site: Site, args: Arguments, model: Any) -> Lay
 
 
 def packed_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """As above for packed latents, whose size is given beside them."""
+    """As above for packed latents, whose size is given beside them. LTX-2 appends the tokens of
+    frames that it is shown; LTX-Video's pipeline with conditions tells neither size nor place, and
+    all tokens count as the video's.
+    """
     sizes = [args.get(name) for name in ("height", "width", "num_frames")]
     tokens = args["hidden_states"].shape[1]
-    known = None not in sizes and sizes[0] * sizes[1] * sizes[2] == tokens
-    num_frames = sizes.pop()
-    return _two(site, args, grid("video", *sizes, num_frames) if known else ("video", tokens, None))
+    if None in sizes or sizes[0] * sizes[1] * sizes[2] > tokens:
+        return _two(site, args, ("video", tokens, None))
+    video = grid("video", *sizes)
+    return _two(site, args, video, ("reference", tokens - video[1], None))
 
 
 def unet(site: Site, args: Arguments, model: Any) -> Layout:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_more
 import torch
 from diffusers.models.transformers.transformer_flux2 import (
     Flux2KVAttnProcessor,
@@ -80,6 +81,29 @@ def _shapes() -> tuple[Any, Call]:
     return MORE["qwen"](), call
 
 
+def _layers() -> tuple[Any, Call]:
+    """Three layers to be made, and last the picture that they make up."""
+    model = tiny_more._make(
+        "QwenImageTransformer2DModel", patch_size=2, in_channels=16, out_channels=4, num_layers=1,
+        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
+        axes_dims_rope=(4, 4, 8), use_layer3d_rope=True, use_additional_t_cond=True,
+    )  # fmt: skip
+    call = more_inputs("qwen") | {
+        "img_shapes": [[(1, 2, 3)] * 3 + [(1, 2, 2)]] * 2,
+        "hidden_states": rand(2, 22, 16, seed=9),
+        "additional_t_cond": torch.zeros(2, dtype=torch.long),
+    }
+    return model, call
+
+
+def _shown(model: Any, call: Call) -> tuple[Any, Call]:
+    """Four tokens of a frame that is shown, behind the video's 12."""
+    tokens, width = call["hidden_states"].shape[1:]
+    more = {"hidden_states": torch.cat([call["hidden_states"], rand(2, 4, width, seed=9)], dim=1)}
+    ends = (2,) if "audio_hidden_states" in call else ()  # LTX-2 says where a token begins and ends
+    return model, call | more | {"video_coords": rand(2, 3, tokens + 4, *ends, seed=8).abs()}
+
+
 def _wide(table: dict[str, Any], name: str) -> Callable[[], tuple[Any, Call]]:
     return lambda: (table[name].make_quiet(), table[name].call())
 
@@ -121,6 +145,17 @@ CASES = {cls: _packed(*built) for cls, built in PACKED.items()} | {
     "QwenImageTransformer2DModel": Case(
         _shapes, 8, lambda c, token: _add(c, "hidden_states", slice(None), 16 + token)
     ),
+    "QwenImageTransformer2DModel in layers": Case(
+        _layers, 4, lambda c, token: _add(c, "hidden_states", slice(None), 18 + token)
+    ),
+    "LTXVideoTransformer3DModel": Case(
+        lambda: _shown(MORE["ltx"](), more_inputs("ltx")), 4,
+        lambda c, token: _add(c, "hidden_states", slice(None), 12 + token), label="L0.self",
+    ),
+    "LTX2VideoTransformer3DModel": Case(
+        lambda: _shown(VIDEOS["ltx2"].make(), VIDEOS["ltx2"].call()), 4,
+        lambda c, token: _add(c, "hidden_states", slice(None), 12 + token), label="L0.self",
+    ),
     "HunyuanVideo15Transformer3DModel": Case(
         _wide(VIDEOS, "hunyuanvideo15"), 4, _embedded("image_embeds")
     ),
@@ -139,7 +174,7 @@ CASES = {cls: _packed(*built) for cls, built in PACKED.items()} | {
 def test_a_token_of_a_reference_moves_its_own_index(cls):
     case = CASES[cls]
     model, call = case.make()
-    assert type(model).__name__ == cls
+    assert type(model).__name__ == cls.split()[0]
     with attach(model) as session:
         site = next(site for site in session.sites if site.label == case.label)
     layout = family_of(model).layout(site, call, model)
@@ -221,4 +256,18 @@ def test_every_row_whose_layout_may_hold_references_is_poked():
     names = {f.denoiser for f in rows if f.layout.__name__ not in ELSEWHERE}
     # HunyuanVideo packs as Motif-Video does, but its denoiser takes no embedded picture.
     names -= {"HunyuanVideoTransformer3DModel"}
-    assert names == set(CASES) - {"WanAnimateTransformer3DModel"}
+    assert names == {cls.split()[0] for cls in CASES} - {"WanAnimateTransformer3DModel"}
+
+
+def test_all_layers_of_a_picture_are_images():
+    model, call = _layers()
+    with attach(model) as session:
+        layout = family_of(model).layout(session.sites[0], call, model)
+    assert [(s.role, s.start, s.grid) for s in layout.q] == [
+        ("text", 0, None), ("image", 5, (1, 2, 3)), ("image", 11, (1, 2, 3)),
+        ("image", 17, (1, 2, 3)), ("reference", 23, (1, 2, 2)),
+    ]  # fmt: skip
+    assert layout.span("image") == ((5, 11), (11, 17), (17, 23))
+    plain = _run(model, call)
+    with attach(model, HeadGate("L0", gain=0.5, tokens="image"), strict=True):
+        assert not torch.equal(_run(model, call), plain)
