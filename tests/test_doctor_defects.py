@@ -251,6 +251,16 @@ def test_a_wrong_gate_where_heads_are_scaled_in_place(monkeypatch, name):
     must_fail(examine(name, model, call, only="one head"), "one head", "HeadGate")
 
 
+def test_attention_that_is_no_softmax_is_skipped_not_passed(monkeypatch):
+    """A bound made from plain attention's own error must not swallow everything."""
+    from attn_control.doctor import heads
+
+    real = heads.dense_rows
+    monkeypatch.setattr(heads, "dense_rows", lambda *args: real(*args) * 1.2)
+    (found,) = [examine(only="one head")["one head"]]
+    assert found.status == "SKIP" and "not understood" in found.detail
+
+
 def test_a_neighbouring_head_that_changes_too(monkeypatch):
     real = Region.runs
     monkeypatch.setattr(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ def examine_model(name: str, device: str = "auto", steps: int = 2) -> list[Findi
 
 def examine_subject(subject: Subject, steps: int = 2) -> list[Finding]:
     """Every check on a model that is loaded."""
-    found, calls = [], {}
+    found: list[Finding] = []
+    calls: dict[str, dict[str, Any]] = {}
     try:
         arguments = pipeline_arguments(subject, steps)
     except Skipped as reason:
@@ -164,7 +166,7 @@ def _examine_denoiser(
         ]
     (patient,) = patients
     for name, check in _CHECKS:
-        found += attempt(name, lambda check=check: check(patient))
+        found += attempt(name, partial(check, patient))
     return found
 
 

@@ -25,7 +25,7 @@ class Patient:
 
     Attributes:
         sites: as attach names them.
-        seen: softmaxes by module in a plain call, in order of execution (tensors are not kept).
+        seen: softmaxes by module in a plain call, in order of execution; shapes alone.
         plain: the prediction of that call, and whether a second one gives the same bits.
     """
 
