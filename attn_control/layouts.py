@@ -78,6 +78,22 @@ def text_then_image(site: Site, args: Arguments, model: Any) -> Layout:
     return Layout.joint(("register", before, None), text_of(args), _picture(args, model))
 
 
+def text_then_image_or_cached(site: Site, args: Arguments, model: Any) -> Layout:
+    """[text, image], where a cache may hold the keys of references: calls that fill it are given a
+    reference alone, later ones ask [reference, text, image].
+    """
+    text, image = text_of(args), _picture(args, model)
+    caches = args.get("kv_caches")
+    cache = None if caches is None else caches[site.layer]
+    if cache is not None and cache.mode == "write":
+        return Layout.joint(text, ("reference", *image[1:]))
+    own = Layout.joint(text, image)
+    if cache is None or cache.mode != "read" or not cache.k_caches:
+        return own
+    kept = ("reference", int(cache.k_caches[0].shape[1]), None)
+    return Layout.cross(own, Layout.joint(kept, text, image))
+
+
 def valid_text_then_image(site: Site, args: Arguments, model: Any) -> Layout | None:
     """[text without its padding, image]; none if the rows' texts differ in length."""
     lengths = set(args["encoder_attention_mask"].sum(dim=1).tolist())

@@ -19,6 +19,7 @@ from diffusers.models.transformers.transformer_flux2 import (
     Flux2KVAttnProcessor,
     Flux2KVParallelSelfAttnProcessor,
 )
+from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
 from test_wider_families import _moved, _run
 from tiny_more import MORE, more_inputs
 from tiny_oracle import attention
@@ -240,6 +241,49 @@ def test_references_whose_keys_are_kept_are_keys_alone(mode):
         assert _moved(plain.q, poked.q) == [] and _moved(plain.k, poked.k) == [5 + 4]
 
 
+def test_a_reference_read_from_a_cache_stands_before_the_text():
+    """As GLM-Image runs: a call for each reference fills the cache, later calls read it."""
+    tiny = PICTURES["glm"]
+    model, call = tiny.make(), tiny.call()
+    with attach(model) as session:
+        site = session.sites[0]
+    caches = GlmImageKVCache(len(model.transformer_blocks))
+    caches.set_mode("write")
+    filling = call | {
+        "hidden_states": rand(1, 4, 4, 8, seed=9),
+        "encoder_hidden_states": torch.zeros(1, 0, 32),
+        "timestep": torch.zeros(1),
+        "prior_token_id": torch.arange(8)[None],
+        "prior_token_drop": torch.zeros(1, 8, dtype=torch.bool),
+        "target_size": torch.full((1, 2), 8.0),
+        "crop_coords": torch.zeros(1, 2),
+        "kv_caches": caches,
+    }
+    layout = family_of(model).layout(site, filling, model)
+    assert [(s.role, s.length, s.grid) for s in layout.q] == [("reference", 8, (1, 2, 4))]
+    with attention(model) as seen:
+        _run(model, filling)
+    assert seen[site.name][0].q.shape[2] == layout.q_len
+    for mode, keys in (
+        ("read", [("reference", 0), ("text", 8), ("image", 13)]),
+        ("skip", [("text", 0), ("image", 5)]),
+    ):
+        caches.set_mode(mode)
+        reading = call | {"kv_caches": caches}
+        layout = family_of(model).layout(site, reading, model)
+        assert [(s.role, s.start) for s in layout.q] == [("text", 0), ("image", 5)]
+        assert [(s.role, s.start) for s in layout.k] == keys
+        looks = []
+        for given in (reading, tiny.poked(reading, 6)):
+            with attention(model) as seen:
+                _run(model, given)
+            looks.append(seen[site.name][0])
+        plain, poked = looks
+        assert (plain.q.shape[2], plain.k.shape[2]) == (layout.q_len, layout.k_len)
+        assert _moved(plain.q, poked.q) == [5 + 6]
+        assert _moved(plain.k, poked.k) == [keys[-1][1] + 6]
+
+
 ELSEWHERE = {"wan_video_and_text", "reference_video_and_text"}  # test_wan_keys.py, for its keys
 
 
@@ -254,8 +298,9 @@ def _may_have_references(function: Any) -> bool:
 def test_every_row_whose_layout_may_hold_references_is_poked():
     rows = [f for f in FAMILIES if f.layout is not None and _may_have_references(f.layout)]
     names = {f.denoiser for f in rows if f.layout.__name__ not in ELSEWHERE}
-    # HunyuanVideo packs as Motif-Video does, but its denoiser takes no embedded picture.
-    names -= {"HunyuanVideoTransformer3DModel"}
+    # HunyuanVideo packs as Motif-Video does, but its denoiser takes no embedded picture; GLM-Image
+    # has the test above.
+    names -= {"HunyuanVideoTransformer3DModel", "GlmImageTransformer2DModel"}
     assert names == {cls.split()[0] for cls in CASES} - {"WanAnimateTransformer3DModel"}
 
 
