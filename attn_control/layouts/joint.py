@@ -1,71 +1,18 @@
-"""From what a denoiser is called with to the order of its tokens. Each function serves every family
-that packs alike.
-
-Signature: (site, arguments by name, model) -> Layout of the site's main softmax.
-"""
+"""Layouts of attention that has picture and text in one sequence."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from attn_control.call import Layout, Site
-
-Arguments = Mapping[str, Any]
-"""What the denoiser was called with, by parameter name."""
-
-LayoutOf = Callable[[Site, Arguments, Any], Layout | None]
-Part = tuple[str, int, tuple[int, int, int] | None]
-
-
-def grid(role: str, height: int, width: int, frames: int = 1) -> Part:
-    """A segment that is a whole picture, or a whole video."""
-    return role, frames * height * width, (frames, height, width)
-
-
-_TEXTS = (
-    "encoder_hidden_states",
-    "encoder_hidden_states_2",
-    "encoder_hidden_states_t5",
-    "text_bth",
-)
-
-
-def text_of(args: Arguments, model: Any = None) -> Part:
-    """All text tokens, from however many encoders; a second text that the model cannot read is
-    none.
-    """
-    given = [args.get(name) for name in _TEXTS]
-    if getattr(model, "context_embedder_2", True) is None:
-        given[1] = None
-    tensors = [value[0] if isinstance(value, tuple) else value for value in given]
-    return "text", sum(int(value.shape[1]) for value in tensors if value is not None), None
-
-
-def _patches(
-    args: Arguments, model: Any, dims: tuple[int, int, int] = (-3, -2, -1)
-) -> tuple[int, int, int]:
-    """Grid (frames, height, width) of a sample in patches; ``dims``: where its sizes stand."""
-    sizes = args["hidden_states"].shape
-    frames, height, width = (sizes[dim] for dim in dims)
-    frames = frames if len(sizes) == 5 else 1
-    patch = model.config.patch_size
-    if isinstance(patch, int):
-        patch = (getattr(model.config, "patch_size_t", None) or 1, patch, patch)
-    t, h, w = (1, *patch)[-3:]
-    return -(-frames // t), height // h, width // w
-
-
-def _picture(args: Arguments, model: Any) -> Part:
-    frames, height, width = _patches(args, model)
-    return grid("video" if args["hidden_states"].ndim == 5 else "image", height, width, frames)
+from attn_control.layouts.parts import Arguments, Part, grid, patches, picture_of, text_of
 
 
 def image_then_text(site: Site, args: Arguments, model: Any) -> Layout:
     """[image, text] of a latent picture; a second self-attention sees the image alone."""
-    image = _picture(args, model)
+    image = picture_of(args, model)
     return (
         Layout.joint(image) if site.slot == "self2" else Layout.joint(image, text_of(args, model))
     )
@@ -75,14 +22,14 @@ def text_then_image(site: Site, args: Arguments, model: Any) -> Layout:
     """[registers, text, image] of a latent picture, where the model has registers."""
     registers = getattr(model, "register_tokens", None)
     before = 0 if registers is None else int(registers.shape[1])
-    return Layout.joint(("register", before, None), text_of(args), _picture(args, model))
+    return Layout.joint(("register", before, None), text_of(args), picture_of(args, model))
 
 
 def text_then_image_or_cached(site: Site, args: Arguments, model: Any) -> Layout:
     """[text, image], where a cache may hold the keys of references: calls that fill it are given a
     reference alone, later ones ask [reference, text, image].
     """
-    text, image = text_of(args), _picture(args, model)
+    text, image = text_of(args), picture_of(args, model)
     caches = args.get("kv_caches")
     cache = None if caches is None else caches[site.layer]
     if cache is not None and cache.mode == "write":
@@ -99,12 +46,12 @@ def valid_text_then_image(site: Site, args: Arguments, model: Any) -> Layout | N
     lengths = set(args["encoder_attention_mask"].sum(dim=1).tolist())
     if len(lengths) > 1:
         return None
-    return Layout.joint(("text", int(lengths.pop()), None), _picture(args, model))
+    return Layout.joint(("text", int(lengths.pop()), None), picture_of(args, model))
 
 
 def image_asks_text_and_image(site: Site, args: Arguments, model: Any) -> Layout:
     """The image's queries see [text, image]."""
-    image = _picture(args, model)
+    image = picture_of(args, model)
     return Layout.cross(Layout.joint(image), Layout.joint(text_of(args), image))
 
 
@@ -112,7 +59,7 @@ def padded_image_then_text(site: Site, args: Arguments, model: Any) -> Layout:
     """[image, padding, text]: pictures that are not square are padded to the most tokens there are;
     the text is one encoder's, then another's last layer, then its layer for this block.
     """
-    image = _picture(args, model)
+    image = picture_of(args, model)
     square = args["hidden_states"].shape[-2] == args["hidden_states"].shape[-1]
     padding = 0 if square else model.max_seq - image[1]
     text = args["encoder_hidden_states_t5"].shape[1]
@@ -139,7 +86,7 @@ def padded_rows(site: Site, args: Arguments, model: Any) -> Layout | None:
 
 def text_then_frames(site: Site, args: Arguments, model: Any) -> Layout:
     """[text, video] of latents (rows, frames, channels, height, width)."""
-    frames, height, width = _patches(args, model, dims=(1, -2, -1))
+    frames, height, width = patches(args, model, dims=(1, -2, -1))
     return Layout.joint(text_of(args), grid("video", height, width, frames))
 
 
@@ -200,14 +147,14 @@ def video_then_text(site: Site, args: Arguments, model: Any) -> Layout:
     """[video, embedded picture, text] of latents (rows, channels, frames, height, width)."""
     picture, text = args.get("image_embeds"), text_of(args, model)
     length = 0 if picture is None else int(picture.shape[1])
-    return Layout.joint(_picture(args, model), ("reference", length, None), text)
+    return Layout.joint(picture_of(args, model), ("reference", length, None), text)
 
 
 def video_then_text_or_itself(site: Site, args: Arguments, model: Any) -> Layout:
     """As above, but the last single blocks are a decoder: they see the video, and after it what the
     blocks before have made of it. A cross-attention beside the joint one asks the text alone.
     """
-    video, blocks = _picture(args, model), model.single_transformer_blocks
+    video, blocks = picture_of(args, model), model.single_transformer_blocks
     if site.slot == "cross":
         return Layout.cross(Layout.joint(video), Layout.joint(text_of(args)))
     group, index = site.name.split(".")[:2]
@@ -224,112 +171,5 @@ def video_then_mixed_text(site: Site, args: Arguments, model: Any) -> Layout:
     picture, text = args["image_embeds"], text_of(args, model)
     length = int(picture.shape[1])
     if bool(picture.any()):
-        return Layout.joint(_picture(args, model), ("reference", length, None), text)
-    return Layout.joint(_picture(args, model), ("text", length + text[1], None))
-
-
-def _two(site: Site, args: Arguments, *parts: Part, keys: tuple[Part, ...] = ()) -> Layout:
-    """Self-attention, or cross-attention to the text, or to ``keys``."""
-    own = Layout.joint(*parts)
-    if site.slot == "self":
-        return own
-    return Layout.cross(own, Layout.joint(*(keys or (text_of(args),))))
-
-
-WAN_TEXT = 512
-"""How many keys Wan's processors take for text where they know pictures too."""
-
-
-def _wan_keys(site: Site, args: Arguments, model: Any) -> tuple[Part, ...]:
-    """Keys of Wan's softmax over the text. A module that projects an embedded picture apart takes
-    the last 512 of [picture, text] for the text, however long it is: a shorter text drags the end
-    of the picture in, a longer one loses its beginning to the picture's softmax.
-    """
-    text = text_of(args)[1]
-    if getattr(site.module, "add_k_proj", None) is None:
-        return (("text", text, None),)
-    picture = args.get("encoder_hidden_states_image")
-    length = 0 if picture is None else int(picture.shape[1])
-    embedder = getattr(model.condition_embedder, "image_embedder", None)
-    if getattr(embedder, "pos_embed", None) is not None:
-        length *= 2  # first and last frame, given as two rows
-    whole = length + text
-    cut = whole - WAN_TEXT
-    if cut < 0:  # as Python slices: from the end, or everything
-        cut = max(whole + cut, 0)
-    return (("reference", max(length - cut, 0), None), ("text", min(whole - cut, text), None))
-
-
-def video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """A video or picture attends to itself, then to text."""
-    return _two(site, args, _picture(args, model))
-
-
-def wan_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """As above, with Wan's way of telling text from an embedded picture."""
-    keys = _wan_keys(site, args, model)
-    return _two(site, args, _picture(args, model), keys=keys)
-
-
-def video_and_nested_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """As above, where pipelines give the text as (rows, 1, tokens, width)."""
-    text = args["encoder_hidden_states"]
-    return video_and_text(site, {**args, "encoder_hidden_states": text.flatten(1, -2)}, model)
-
-
-def reference_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """A video attends to itself, then to text; its first frame is a reference."""
-    frames, height, width = _patches(args, model)
-    reference, video = grid("reference", height, width), grid("video", height, width, frames - 1)
-    return _two(site, args, reference, video, keys=_wan_keys(site, args, model))
-
-
-def frames_first_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """As above for latents (rows, frames, channels, height, width); an embedded picture stands
-    before the text.
-    """
-    frames, height, width = _patches(args, model, dims=(1, -2, -1))
-    video = Layout.joint(grid("video", height, width, frames))
-    picture = args.get("encoder_hidden_states_image")
-    length = 0 if picture is None else int(picture.shape[1])
-    keys = Layout.joint(("reference", length, None), text_of(args))
-    return video if site.slot == "self" else Layout.cross(video, keys)
-
-
-def channels_last_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """As above for latents (rows, frames, height, width, channels); sparse attention reorders them
-    into blocks, which has no grid.
-    """
-    frames, height, width = _patches(args, model, dims=(1, 2, 3))
-    video: Part = grid("video", height, width, frames)
-    if (args.get("sparse_params") or {}).get("to_fractal"):
-        video = (*video[:2], None)
-    return _two(site, args, video)
-
-
-def packed_video_and_text(site: Site, args: Arguments, model: Any) -> Layout:
-    """As above for packed latents, whose size is given beside them. LTX-2 appends the tokens of
-    frames that it is shown; LTX-Video's pipeline with conditions tells neither size nor place, and
-    all tokens count as the video's.
-    """
-    sizes = [args.get(name) for name in ("height", "width", "num_frames")]
-    tokens = args["hidden_states"].shape[1]
-    if None in sizes or sizes[0] * sizes[1] * sizes[2] > tokens:
-        return _two(site, args, ("video", tokens, None))
-    video = grid("video", *sizes)
-    return _two(site, args, video, ("reference", tokens - video[1], None))
-
-
-def unet(site: Site, args: Arguments, model: Any) -> Layout:
-    """An image at the block's resolution attends to itself, then to text."""
-    height, width = args["sample"].shape[-2:]
-    deepest = len(model.config.down_block_types) - 1
-    group, *index = site.name.split(".")
-    depth = deepest
-    if group == "down_blocks":
-        depth = int(index[0])
-    elif group == "up_blocks":
-        depth = deepest - int(index[0])
-    for _ in range(depth):  # each level is a convolution of stride 2 and padding 1
-        height, width = -(-height // 2), -(-width // 2)
-    return _two(site, args, grid("image", height, width))
+        return Layout.joint(picture_of(args, model), ("reference", length, None), text)
+    return Layout.joint(picture_of(args, model), ("text", length + text[1], None))
