@@ -6,6 +6,8 @@ What it says of sick ones is in test_doctor_defects.py.
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,7 @@ from attn_control.doctor.memory import LiveBytes
 from attn_control.doctor.watch import softmaxes
 from attn_control.families import family_of
 
+DOC = Path(__file__).parents[1] / "docs" / "doctor.md"
 WIDE = {**PICTURES, **VIDEOS, **ATTACH_ONLY}
 NOT_MADE_UP = {  # asks for arguments that have no rule
     "vace",
@@ -247,6 +250,15 @@ def test_the_command_on_the_built_in_model(tmp_path):
     assert lines["load"]["figures"]["weights"] > 3e6
     assert lines["peak memory"]["figures"]["plain"] > 1 << 20
     assert lines["head L3.jointH2"]["figures"]["error"] < 1e-5
+    # The transcript in the documentation is of these very checks.
+    transcript = re.search(r"```text\n(.*?)```", DOC.read_text(encoding="utf-8"), re.S)
+    assert transcript is not None
+    shown = transcript.group(1).strip().splitlines()[-len(lines) :]
+    assert [re.split(r"  +", line)[:2] for line in shown] == [
+        [each["status"], each["name"]] for each in content["checks"]
+    ]
+    for name, _ in examination._CHECKS:
+        assert f"`{name}" in DOC.read_text(encoding="utf-8") or name == "one head"
 
 
 def test_the_command_ends_with_1_when_the_model_cannot_be_had(tmp_path):

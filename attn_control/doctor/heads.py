@@ -62,7 +62,7 @@ def _one_head(p: Patient, site: Site) -> Finding:
         usual = (_cpu(call.plain[:, head])[:, rows] - dense).abs().max().item()
         if usual > UNLIKE * dense.abs().max().item():
             raise Skipped(
-                f"plain attention at {site.label} is {usual:.3g} from a dense softmax of what it was"
+                f"plain attention at {site.label} is {usual:.3g} off a dense softmax of what it was"
                 " given: a mask, scale or backend that is not understood here"
             )
         # Twice the rounding of plain attention here, and that of writing the result down.
