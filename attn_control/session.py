@@ -141,10 +141,8 @@ class Session:
         rows = []
         for control in self.controls:
             due = [] if control.idle else check_window(control, control.when, values, sigmas, 0)
-            guides = control.guidance_scale is not None
-            twice = control.appends or (guides and control.rides)
-            extra = guides and not control.rides
-            rows.append(Due(str(control), control.idle, due, extra, twice))
+            extra = control.guidance_scale is not None
+            rows.append(Due(str(control), control.idle, due, extra, control.appends))
         guessed = sigmas is None and any(c.when.kind == "sigma" for c in self.controls)
         return Preview(len(values), rows, exact=not guessed)
 
@@ -243,7 +241,7 @@ class Session:
 class Due(NamedTuple):
     """When a control would act, and what it costs.
 
-    extra: an extra forward at each of its steps; again: cond rows run twice in the pipeline's own.
+    extra: an extra forward at each of its steps; again: cond rows run twice at each of them.
     """
 
     control: str
@@ -278,7 +276,7 @@ class Preview:
         """
         total = 0
         for step in range(self.steps):
-            again = sum(row.again and step in row.steps for row in self.rows)
+            again = any(row.again and step in row.steps for row in self.rows)
             extra = sum(row.extra and step in row.steps for row in self.rows)
             total += rows + again + extra * (1 + again)
         return total
