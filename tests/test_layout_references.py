@@ -304,6 +304,28 @@ def test_every_row_whose_layout_may_hold_references_is_poked():
     assert names == {cls.split()[0] for cls in CASES} - {"WanAnimateTransformer3DModel"}
 
 
+def test_marks_are_no_references_where_conditions_are_channels():
+    """VisualCloze, on FLUX.1 Fill: rows of examples and of what is made, marked 0, 1, ..."""
+    model = tiny_more._make(
+        "FluxTransformer2DModel", patch_size=1, in_channels=48, out_channels=16, num_layers=1,
+        num_single_layers=1, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32,
+        pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    call = tiny.inputs("flux")
+    rows = [
+        [mark, y, x] for mark, width in ((0, 3), (1, 5)) for y in range(2) for x in range(width)
+    ]
+    call |= {"hidden_states": rand(2, 16, 48), "img_ids": torch.tensor(rows, dtype=torch.float32)}
+    with attach(model) as session:
+        layout = family_of(model).layout(session.sites[0], call, model)
+    assert [(s.role, s.length, s.grid) for s in layout.q] == [
+        ("text", 5, None), ("image", 16, None),
+    ]  # fmt: skip
+    with attention(model) as seen:
+        _run(model, call)
+    assert seen["transformer_blocks.0.attn"][0].q.shape[2] == layout.q_len
+
+
 def test_all_layers_of_a_picture_are_images():
     model, call = _layers()
     with attach(model) as session:

@@ -94,7 +94,8 @@ def text_then_packed(site: Site, args: Arguments, model: Any) -> Layout:
     """[text, image, reference] of packed latents, told apart by their position ids.
 
     References are appended by the pipeline and marked in the first column of the ids, or come as an
-    argument of their own. Blocks before the joint ones see the image alone.
+    argument of their own. Where they come as channels (FLUX.1 Fill), marks tell parts of the image
+    apart, such as VisualCloze's rows. Blocks before the joint ones see the image alone.
     """
     text, tokens, ids = text_of(args), args["hidden_states"].shape[1], args.get("img_ids")
     if ids is None and args.get("position_ids") is not None:
@@ -102,7 +103,10 @@ def text_then_packed(site: Site, args: Arguments, model: Any) -> Layout:
     if ids is None:
         return Layout.joint(text, ("image", tokens, None))
     ids = (ids[0] if ids.ndim == 3 else ids).detach().to("cpu", torch.float32)
-    count = int((ids[:, 0] == ids[0, 0]).sum())
+    channels = getattr(model.config, "out_channels", None) or model.config.in_channels
+    count = tokens
+    if channels == model.config.in_channels:
+        count = int((ids[:, 0] == ids[0, 0]).sum())
     # Counted, not read off the largest: FLUX.3's are half as far apart, LongCat's start at 512.
     height, width = (len(ids[:count, column].unique()) for column in (1, 2))
     shape = (1, height, width) if height * width == count else None

@@ -43,6 +43,10 @@ pipeline's default size.
   and ERNIE-Image take them as long as the prompt: here 512, 512 and 256.
 - *Text* says where it stands relative to the picture.
 
+What a pipeline does not tell its denoiser, no layout can say: frames of reference that Wan VACE
+puts before the video, and tokens of conditions that LTX-Video's condition pipeline puts there,
+count as the video's.
+
 Configs, and where each was read, are in `tests/fullsize/configs/`. A dagger: none was found, and
 the class's defaults stand in.
 """
