@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -157,6 +158,8 @@ def test_a_folder_called_kernels_is_told(monkeypatch, tmp_path):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
+    # transformers tries to import kernels, and then tests/kernels answers to that name.
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
     monkeypatch.setattr(machine, "version_of", lambda name: None)
     (found,) = machine._kernels()
     assert found.status == "WARN" and str(tmp_path) in found.detail
