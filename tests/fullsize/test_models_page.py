@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
+import pytest
 from fullsize.measure import NAMES, Seen, published, seen
 from test_every_denoiser import exported, kind
 
@@ -144,6 +145,7 @@ def _page() -> Iterator[str]:
     yield from (f"| `{cls}` | {REFUSED[cls]} |" for cls in exported() if cls in REFUSED)
 
 
+@pytest.mark.slow  # alone; after test_fullsize.py all is known already
 def test_the_page_of_models_is_what_attaching_finds():
     page = "\n".join(_page()) + "\n"
     if os.environ.get("UPDATE_README"):
