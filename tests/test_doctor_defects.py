@@ -25,9 +25,9 @@ def examine(
     """Findings by the name of their check; of the heads, the worst."""
     chosen = tuple(each for each in examination._CHECKS if only in (None, each[0]))
     with mock.patch.object(examination, "_CHECKS", chosen):
-        found = examination._examine_denoiser(
-            "transformer", model or tiny.MODELS[name](), call or tiny.family_inputs(name)
-        )
+        model = model or tiny.MODELS[name]()
+        call = tiny.family_inputs(name) if call is None else call
+        found = list(examination.examine_denoiser("transformer", model, call))
     by_name: dict[str, Any] = {}
     for each in found:
         key = "one head" if each.name.startswith("head ") else each.name
@@ -161,7 +161,7 @@ def short(site, args, model):
 )
 def test_a_wrong_layout(monkeypatch, layout, words):
     row(monkeypatch, "sd3", layout)
-    found = examination._examine_denoiser("transformer", tiny.sd3(), None)  # 4 x 6 tokens and 7
+    found = list(examination.examine_denoiser("transformer", tiny.sd3()))  # 4 x 6 tokens, and 7
     (line,) = [each for each in found if each.name == "layout"]
     assert line.status == "FAIL" and words in line.detail, line
 
@@ -175,7 +175,7 @@ def test_a_unet_whose_picture_is_turned(monkeypatch):
         return mine if real.is_self else Layout.cross(mine, Layout(real.k, real.k))
 
     row(monkeypatch, "sd15", turned_unet)
-    found = examination._examine_denoiser("unet", tiny.unet(), None)
+    found = list(examination.examine_denoiser("unet", tiny.unet()))
     (line,) = [each for each in found if each.name == "layout"]
     assert line.status == "FAIL" and "moved query" in line.detail, line
 

@@ -73,7 +73,7 @@ CHOSEN += ("wan_animate", "hunyuanimage", "krea2", "flux3", "kandinsky5", "hunyu
 )
 def test_nothing_fails_on_a_healthy_denoiser(name, make, call):
     call = call or tiny.family_inputs(name)
-    found = examination._examine_denoiser("transformer", make(), call)
+    found = list(examination.examine_denoiser("transformer", make(), call))
     assert not bad(found), bad(found)
     passed = {each.name.split(" L")[0] for each in found if each.status == "PASS"}
     assert passed >= {"family", "sites", "prediction", "empty plan", "u = 0", "head", "restore"}
@@ -100,13 +100,14 @@ def test_inputs_of_a_bare_denoiser_are_made_up_or_it_is_said_why_not(name, make)
 
 
 def test_stacks_that_take_turns_are_a_warning():
-    found = examination._examine_denoiser("transformer", MORE["vace"](), more_inputs("vace"))
-    (warned,) = bad(found)
+    found = examination.examine_denoiser("transformer", MORE["vace"](), more_inputs("vace"))
+    (warned,) = bad(list(found))
     assert warned.status == "WARN" and "take turns" in warned.detail
 
 
 def test_bfloat16():
-    found = examination._examine_denoiser("transformer", tiny.flux().to(torch.bfloat16), None)
+    model = tiny.flux().to(torch.bfloat16)
+    found = list(examination.examine_denoiser("transformer", model))
     assert not bad(found), bad(found)
 
 
@@ -116,7 +117,7 @@ def test_bfloat16():
 @pytest.mark.parametrize("where", ["", "transformer"])
 def test_a_folder_that_holds_only_a_denoiser(tmp_path, where):
     tiny.flux().save_pretrained(tmp_path / where)
-    found = doctor.examine_model(str(tmp_path), "cpu")
+    found = list(doctor.examine_model(str(tmp_path), "cpu"))
     assert not bad(found), bad(found)
     lines = {each.name: each for each in found}
     assert lines["load"].figures["kind"] == "denoiser"
@@ -126,7 +127,7 @@ def test_a_folder_that_holds_only_a_denoiser(tmp_path, where):
 
 def test_a_bare_denoiser_without_a_rule_is_skipped_not_passed(tmp_path):
     PICTURES["ernie"].make().save_pretrained(tmp_path)
-    found = doctor.examine_model(str(tmp_path), "cpu")
+    found = list(doctor.examine_model(str(tmp_path), "cpu"))
     assert [each.name for each in found if each.status == "PASS"] == ["load"]
     (call,) = [each for each in found if each.name == "call"]
     assert call.status == "SKIP" and "'text_bth'" in call.detail
@@ -194,7 +195,7 @@ def tiny_subject(monkeypatch, pipe, call):
 def test_a_pipeline_is_run_and_its_own_call_examined(monkeypatch, name):
     pipe, call = tiny_pipelines.PIPELINES[name]()
     call |= {"num_inference_steps": 2}
-    found = examination.examine_subject(tiny_subject(monkeypatch, pipe, call))
+    found = list(examination.examine_subject(tiny_subject(monkeypatch, pipe, call)))
     assert not bad(found), bad(found)
     (run,) = [each for each in found if each.name == "pipeline"]
     assert run.status == "PASS" and run.figures["report"]["controls"][0]["fired"]
@@ -202,7 +203,7 @@ def test_a_pipeline_is_run_and_its_own_call_examined(monkeypatch, name):
 
 def test_both_denoisers_of_wan_2_2_are_examined_by_name(monkeypatch):
     pipe, call = tiny_pipelines.wan(tiny.wan(), tiny.wan())
-    found = examination.examine_subject(tiny_subject(monkeypatch, pipe, call))
+    found = list(examination.examine_subject(tiny_subject(monkeypatch, pipe, call)))
     assert not bad(found), bad(found)
     names = {each.name for each in found}
     assert {"transformer: sites", "transformer_2: sites"} <= names
