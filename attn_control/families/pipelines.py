@@ -44,6 +44,21 @@ _BENDING = (
 """Guiders that combine otherwise than affinely: a difference added before them is bent by them."""
 
 
+_RENORMING = (
+    "LongCatImagePipeline",
+    "Lumina2Pipeline",
+    "QwenImageControlNetInpaintPipeline",
+    "QwenImageControlNetPipeline",
+    "QwenImageEditInpaintPipeline",
+    "QwenImageEditPipeline",
+    "QwenImageEditPlusPipeline",
+    "QwenImageImg2ImgPipeline",
+    "QwenImageInpaintPipeline",
+    "QwenImagePipeline",
+)
+"""Pipelines that by default bring a guided prediction back to the norm of the conditional one."""
+
+
 def branches_of(pipe: Any) -> tuple[str, ...] | None:
     """The branches of the pipeline's batch under guidance, if they are special."""
     return next((BRANCHES[c.__name__] for c in type(pipe).__mro__ if c.__name__ in BRANCHES), None)
@@ -84,8 +99,16 @@ def refuse_guiders(pipe: Any) -> None:
 
 
 def bent_by(pipe: Any) -> list[str]:
-    """Notes for the report: what guiders do to a difference that is added before they combine."""
-    return [
+    """Notes for the report: what becomes of a difference that is added before predictions are
+    combined.
+    """
+    name = type(pipe).__name__
+    norms = [
+        f"{name}, unless told otherwise, brings what classifier-free guidance gives back to the"
+        " norm of the conditional prediction: guidance of attn_control is added before that, and"
+        " passes through it"
+    ]
+    return norms * (name in _RENORMING) + [
         f"{type(guider).__name__} combines predictions otherwise than by an affine sum: guidance of"
         " attn_control is added before it, and passes through it"
         for guider in guiders_of(pipe)
