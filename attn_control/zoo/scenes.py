@@ -190,10 +190,10 @@ def place(spec: CaptionSpec, rng: np.random.Generator, background: str | None = 
         if len(at) == 1 or _fits(at, sizes, spec.relation):
             break
     objects = tuple(
-        SceneObject(c, s, float(p[0]), float(p[1]), float(d), _jitter(COLOURS[c], rng))
+        SceneObject(c, s, float(p[0]), float(p[1]), float(d), jitter(COLOURS[c], rng))
         for (c, s), p, d in zip(spec.objects, at, sizes, strict=True)
     )
-    return Scene(objects, background, _jitter(BACKGROUNDS[background], rng, 5), caption_of(spec))
+    return Scene(objects, background, jitter(BACKGROUNDS[background], rng, 5), caption_of(spec))
 
 
 def _fits(at: list[np.ndarray], sizes: np.ndarray, relation: str | None) -> bool:
@@ -211,8 +211,9 @@ def _fits(at: list[np.ndarray], sizes: np.ndarray, relation: str | None) -> bool
     return side > 0 and side >= 1.3 * abs(other)
 
 
-def _jitter(
+def jitter(
     rgb: tuple[int, int, int], rng: np.random.Generator, amount: float = 10
 ) -> tuple[float, float, float]:
+    """A colour moved by up to `amount` a channel, within 0-255."""
     r, g, b = np.clip(np.asarray(rgb) + rng.uniform(-amount, amount, 3), 0, 255)
     return float(r), float(g), float(b)

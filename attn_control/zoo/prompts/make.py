@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 
+from attn_control.zoo import videos
 from attn_control.zoo.scenes import (
     BACKGROUNDS,
     HELD_OUT,
@@ -90,7 +91,36 @@ def make_flux(seed: int = 2027) -> list[dict]:
     return rows
 
 
-MAKERS = {"shapes-sd3": make, "shapes-flux": make_flux}
+def make_wan(seed: int = 2028) -> list[dict]:
+    """48 prompts with one moving object, 72 with a crossing; every direction equally often.
+
+    One in five prompts asks for a held-out pair, as the mover.
+    """
+    rng = np.random.default_rng(seed)
+    rows: list[dict] = []
+    for objects, count in ((1, 48), (2, 72)):
+        known: set[str] = set()
+        while len(known) < count:
+            i = len(known)
+            held = i % 5 == 4
+            pairs = videos.HELD_OUT_PAIRS if held else videos.SEEN_PAIRS
+            mover = pairs[int(rng.integers(len(pairs)))]
+            others = [p for p in videos.SEEN_PAIRS if p[0] != mover[0]]
+            still = others[int(rng.integers(len(others)))] if objects == 2 else None
+            # Shifted by the turn of held-out pairs, so that these meet every direction too.
+            direction = list(videos.DIRECTIONS)[(i + i // 20) % len(videos.DIRECTIONS)]
+            how = videos.CROSSINGS[i // 4 % 2] if objects == 2 else None
+            ground = str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.85 else None
+            spec = videos.VideoSpec(mover, direction, how, still, ground)
+            prompt = videos.video_caption(spec)
+            if prompt not in known:
+                known.add(prompt)
+                row = {"prompt": prompt, "objects": objects, "split": "heldout" if held else "seen"}
+                rows.append({**row, "seed": 1000 + len(rows)})
+    return rows
+
+
+MAKERS = {"shapes-sd3": make, "shapes-flux": make_flux, "shapes-wan": make_wan}
 
 if __name__ == "__main__":
     for row in MAKERS[sys.argv[1]]():
