@@ -1,22 +1,16 @@
-"""The denoiser under control: healing, step tracking, the main forward and the extra ones.
-
-The denoiser's class is swapped for a subclass whose ``__call__`` does all this outside any compiled
-graph and outside the hooks of diffusers and accelerate, which live in ``forward``.
-"""
+"""The denoiser under control: healing, step tracking, the main forward and the extra ones."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._dynamo.eval_frame import set_eval_frame
 
 from attn_control.appended import append, with_riders
 from attn_control.branches import calling_pipeline, learns_variance
@@ -27,12 +21,13 @@ from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
 from attn_control.families import bind, family_of, refuse_pipeline, slice_rows, unwrap
 from attn_control.guidance import add_to_rows, difference
-from attn_control.intercept import Interception, Port, copied_as
+from attn_control.intercept import Interception, Port
 from attn_control.phases import Pass, Phases
 from attn_control.processors.guide import Guide
 from attn_control.recompute import refuse_in_backward, remembered
 from attn_control.report import Stopwatch
-from attn_control.steps import StepTracker
+from attn_control.steps import StepTracker, tracker_of
+from attn_control.swapped import context, swapped_class
 
 MAX_RUNS = 16
 """Runs whose last difference is kept: as many threads may share one model under split guidance."""
@@ -40,14 +35,6 @@ MAX_RUNS = 16
 
 _CACHES = ("kv_cache", "kv_caches")
 """Arguments in which pipelines hand the model a cache to fill."""
-
-
-class _Context(threading.local):
-    def __init__(self) -> None:
-        self.name: str | None = None  # of diffusers' cache_context around the running call
-
-
-_context = _Context()
 
 
 class Denoiser:
@@ -83,7 +70,7 @@ class Denoiser:
             raise
         self.model.__dict__["_attn_control"] = self
         cls: Any = type(self.model)
-        self.model.__class__ = _controlled_class(cls)
+        self.model.__class__ = swapped_class(cls)
 
     def restore(self) -> None:
         self.phases.set_entries([])
@@ -144,7 +131,7 @@ class Denoiser:
         if tracker.pipe is not None:
             refuse_in_backward(type(unwrap(self.model)).__name__)
         beside = self.component if self.beside else None
-        step = self.step = tracker.locate(self.family, arguments, _context.name, beside)
+        step = self.step = tracker.locate(self.family, arguments, context.name, beside)
         for entry in active:
             refuse_pipeline(tracker.pipe, entry.control)  # not the attached one, perhaps
             entry.begin(step, tracker.run)
@@ -325,86 +312,6 @@ def _within_rounding(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 8 * torch.finfo(a.dtype).eps * a.abs().max())
 
 
-@torch.compiler.disable(recursive=False)  # skips this frame only, not what it calls
-def _eagerly(
-    call: Callable[..., Any],
-    forward: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Run our own Python outside dynamo, and the denoiser's forward inside it, whoever compiled
-    what and when.
-
-    ``torch.compile(attached_model)`` makes our ``__call__`` the root of its trace; the pair of
-    switches keeps steps, windows and locks out of the graph without hiding the forward from the
-    compiler.
-    """
-    compiler = set_eval_frame(None)
-
-    def compiled(*inner: Any, **named: Any) -> Any:
-        set_eval_frame(compiler)
-        try:
-            return forward(*inner, **named)
-        finally:
-            set_eval_frame(None)
-
-    try:
-        return call(compiled if compiler is not None else forward, args, kwargs)
-    finally:
-        set_eval_frame(compiler)
-
-
-@functools.lru_cache(None)
-def _controlled_class(cls: Any) -> Any:
-    """A subclass of the denoiser's class, by its name, that asks its Denoiser at each call."""
-
-    @torch.compiler.disable(recursive=False)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        control: Denoiser | None = self.__dict__.get("_attn_control")
-        forward = functools.partial(cls.__call__, self)
-        return (
-            forward(*args, **kwargs)
-            if control is None
-            else _eagerly(control.call, forward, args, kwargs)
-        )
-
-    body: dict[str, Any] = {
-        "__call__": __call__,
-        "__reduce_ex__": copied_as(cls),
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "_attn_control_class": cls,
-    }
-    if hasattr(cls, "cache_context") or issubclass(cls, torch._dynamo.OptimizedModule):
-
-        @contextlib.contextmanager
-        def cache_context(self: Any, name: str, **options: Any) -> Iterator[None]:
-            before = _context.name
-            _context.name = name
-            enter = (
-                cls.cache_context
-                if hasattr(cls, "cache_context")
-                else type(self._orig_mod).cache_context
-            )
-            try:
-                with enter(unwrap(self), name, **options):
-                    yield
-            finally:
-                _context.name = before
-
-        body["cache_context"] = cache_context
-    return type(cls)(cls.__name__, (cls,), body)
-
-
 def _copied(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments with their nested dicts copied, one level deep."""
     return {n: dict(v) if isinstance(v, dict) else v for n, v in arguments.items()}
-
-
-_trackers: weakref.WeakKeyDictionary[Any, StepTracker] = weakref.WeakKeyDictionary()
-
-
-def tracker_of(pipe: Any) -> StepTracker:
-    """One tracker a pipeline: its two denoisers (Wan 2.2) walk through the same steps."""
-    return _trackers.setdefault(pipe, StepTracker(pipe))
