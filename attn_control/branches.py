@@ -65,6 +65,12 @@ def guides_itself(pipe: Any) -> bool:
     return bool(getattr(pipe, name, False))
 
 
+def learns_variance(pipe: Any) -> bool:
+    """Whether the denoiser predicts its variance too, in as many channels more."""
+    config = getattr(getattr(pipe, "scheduler", None), "config", {})
+    return str(config.get("variance_type", "")).startswith("learned")
+
+
 def _guider_branch(pipe: Any) -> str | None:
     """The branch of this call, if a guider asked for it: loops that have one hold the batch that
     they are at, which names its prediction.

@@ -127,13 +127,11 @@ def doctor(
     def work(console: Any, log: Any) -> None:
         from attn_control.doctor import examine, examine_model, failed, print_findings, write_json
 
-        machine = examine()
-        print_findings(machine)
+        machine = print_findings(examine())
         checks = []
         if model is not None:
             log.print(f"examining {model} ...", style="dim")
-            checks = examine_model(model, device, steps)
-            print_findings(checks)
+            checks = print_findings(examine_model(model, device, steps))
         if json_file is not None:
             write_json(json_file, machine, checks, model)
         found.append(failed([*machine, *checks]))

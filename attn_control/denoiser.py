@@ -1,37 +1,33 @@
-"""The denoiser under control: healing, step tracking, the main forward and the extra ones.
-
-The denoiser's class is swapped for a subclass whose ``__call__`` does all this outside any compiled
-graph and outside the hooks of diffusers and accelerate, which live in ``forward``.
-"""
+"""The denoiser under control: healing, step tracking, the main forward and the extra ones."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._dynamo.eval_frame import set_eval_frame
 
-from attn_control.branches import calling_pipeline
+from attn_control.appended import append, with_riders
+from attn_control.branches import calling_pipeline, learns_variance
 from attn_control.bypass import Bypass
 from attn_control.caches import StepCaches
 from attn_control.call import Site, Step, rows_in, sample_of, tensor_in, with_sample
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
-from attn_control.families import bind, family_of, repeat_rows, slice_rows, unwrap
+from attn_control.families import bind, family_of, refuse_pipeline, slice_rows, unwrap
 from attn_control.guidance import add_to_rows, difference
-from attn_control.intercept import Interception, Port, copied_as
+from attn_control.intercept import Interception, Port
 from attn_control.phases import Pass, Phases
 from attn_control.processors.guide import Guide
 from attn_control.recompute import refuse_in_backward, remembered
 from attn_control.report import Stopwatch
-from attn_control.steps import StepTracker
+from attn_control.steps import StepTracker, tracker_of
+from attn_control.swapped import context, swapped_class
 
 MAX_RUNS = 16
 """Runs whose last difference is kept: as many threads may share one model under split guidance."""
@@ -39,14 +35,6 @@ MAX_RUNS = 16
 
 _CACHES = ("kv_cache", "kv_caches")
 """Arguments in which pipelines hand the model a cache to fill."""
-
-
-class _Context(threading.local):
-    def __init__(self) -> None:
-        self.name: str | None = None  # of diffusers' cache_context around the running call
-
-
-_context = _Context()
 
 
 class Denoiser:
@@ -82,7 +70,7 @@ class Denoiser:
             raise
         self.model.__dict__["_attn_control"] = self
         cls: Any = type(self.model)
-        self.model.__class__ = _controlled_class(cls)
+        self.model.__class__ = swapped_class(cls)
 
     def restore(self) -> None:
         self.phases.set_entries([])
@@ -143,8 +131,9 @@ class Denoiser:
         if tracker.pipe is not None:
             refuse_in_backward(type(unwrap(self.model)).__name__)
         beside = self.component if self.beside else None
-        step = self.step = tracker.locate(self.family, arguments, _context.name, beside)
+        step = self.step = tracker.locate(self.family, arguments, context.name, beside)
         for entry in active:
+            refuse_pipeline(tracker.pipe, entry.control)  # not the attached one, perhaps
             entry.begin(step, tracker.run)
         due = [entry for entry in active if entry.control.when.holds(step, str(entry.control))]
         cond = step.rows("cond")
@@ -164,17 +153,29 @@ class Denoiser:
                 f"{twice[0].control}: {type(unwrap(self.model)).__name__} was called with a cache"
                 " of keys and values, into which another forward would write; switch the cache off"
             )
+        riders = [entry for entry in guides if entry.control.rides and cond is not None]
         main = Pass(arguments, in_place, cond, uncond=step.rows("uncond"))
+        main = with_riders(main, riders, self.family)
         output = self._forward(forward, main, step, [self.plain])
         if not guides:
             return output
-        in_place = [entry for entry in in_place if entry.control.branch != "uncond"]
-        sample = sample_of(output)
+        everything = sample_of(output)
+        sample = everything[: rows_in(arguments[self.family.sample])]
         if cond is None:
             return with_sample(output, add_to_rows(sample, self._kept_delta(step)))
-        delta = None
+        plain, delta, ridden = sample[slice(*cond)], None, dict(main.riders)
         for entry in guides:
-            part = self._difference(entry, forward, spare, in_place, sample, cond, step)
+            if entry.number in ridden:
+                rows = ridden[entry.number]
+                perturbed = everything[slice(*rows)]
+                bare = replace(main, arguments=_copied(spare), acting=in_place)
+                unperturbed = functools.partial(self._unperturbed, forward, bare, step, rows)
+            else:
+                perturbed, unperturbed = self._perturbed(
+                    entry, forward, spare, in_place, cond, step
+                )
+            self._prove(entry, plain, perturbed, unperturbed, step)
+            part = self._combine(entry, plain, perturbed)
             delta = part if delta is None else delta + part
         assert delta is not None
         if step.index is not None:
@@ -193,44 +194,69 @@ class Denoiser:
             )
         return delta
 
-    def _difference(
+    def _perturbed(
         self,
         entry: Entry,
         forward: Callable[..., Any],
         spare: dict[str, Any],
         in_place: list[Entry],
-        sample: Tensor,
         cond: tuple[int, int],
         step: Step,
-    ) -> Tensor:
-        """One extra forward with the entry's perturbation; its difference for the cond rows."""
-        acting = [*in_place, entry]
-        alone = slice_rows(self.family, spare, cond)
+    ) -> tuple[Tensor, Callable[[], Tensor] | None]:
+        """One extra forward with the entry's perturbation: the cond rows' prediction, and how to
+        have it unperturbed where that has other rows, and so other rounding, than the pipeline's.
+        """
+        in_place = [other for other in in_place if other.control.branch != "uncond"]
+        alone, count = slice_rows(self.family, spare, cond), cond[1] - cond[0]
         if alone is not None:
-            run = Pass(_copied(alone), acting, (0, cond[1] - cond[0]))
+            run = Pass(_copied(alone), [*in_place, entry], (0, count))
         else:
-            run = Pass(_copied(spare), acting, cond, perturbed=cond)
+            run = Pass(_copied(spare), [*in_place, entry], cond, perturbed=cond)
         with self.caches.branch(f"perturbed:{entry.number}"):
-            output = self._forward(forward, run, step, [self.guided, entry.watch])
-        perturbed = sample_of(output)
+            perturbed = sample_of(self._forward(forward, run, step, [self.guided, entry.watch]))
         if alone is None:
-            perturbed = perturbed[cond[0] : cond[1]]
-        plain = sample[cond[0] : cond[1]]
-        if not entry.moved and not entry.control.may_vanish and entry.acted:
-            same = torch.equal(plain, perturbed)
-            fewer = alone is not None and len(plain) < len(sample)
-            if not same and fewer and _within_rounding(plain, perturbed):
-                # Fewer rows round differently: compare with the same rows, unperturbed.
-                again = Pass(_copied(alone or {}), in_place, run.cond)
-                with self.caches.branch(f"unperturbed:{entry.number}"):
-                    unperturbed = self._forward(forward, again, step, [])
-                same = torch.equal(sample_of(unperturbed), perturbed)
-            if same:
-                raise AttnControlError(
-                    f"{entry.control}: its perturbation ran but the prediction did not change at"
-                    f" step {step.index}; expected other heads, tokens or a larger u"
-                )
-            entry.moved = True
+            return perturbed[slice(*cond)], None
+        if count == rows_in(spare[self.family.sample]):
+            return perturbed, None
+        again = Pass(_copied(alone), in_place, run.cond)
+        name = f"unperturbed:{entry.number}"
+        return perturbed, functools.partial(self._unperturbed, forward, again, step, None, name)
+
+    def _unperturbed(
+        self,
+        forward: Callable[..., Any],
+        run: Pass,
+        step: Step,
+        rows: tuple[int, int] | None,
+        branch: str = "unperturbed",
+    ) -> Tensor:
+        """A perturbed pass, or some of its rows, once more without the perturbation."""
+        with self.caches.branch(branch):
+            found = sample_of(self._forward(forward, run, step, []))
+        return found if rows is None else found[slice(*rows)]
+
+    def _prove(
+        self,
+        entry: Entry,
+        plain: Tensor,
+        perturbed: Tensor,
+        unperturbed: Callable[[], Tensor] | None,
+        step: Step,
+    ) -> None:
+        """Once: a perturbation that ran and changed nothing is an error."""
+        if entry.moved or entry.control.may_vanish or not entry.acted:
+            return
+        same = torch.equal(plain, perturbed)
+        if not same and unperturbed is not None and _within_rounding(plain, perturbed):
+            same = torch.equal(unperturbed(), perturbed)
+        if same:
+            raise AttnControlError(
+                f"{entry.control}: its perturbation ran but the prediction did not change at"
+                f" step {step.index}; expected other heads, tokens or a larger u"
+            )
+        entry.moved = True
+
+    def _combine(self, entry: Entry, plain: Tensor, perturbed: Tensor) -> Tensor:
         guide = entry.control
         assert isinstance(guide, Guide) and guide.guidance_scale is not None
         return difference(
@@ -240,6 +266,7 @@ class Denoiser:
             parallel=guide.parallel,
             limit=guide.limit,
             rescale=guide.rescale,
+            learned=learns_variance(self._tracker().pipe),
         )
 
     def _forward(
@@ -247,7 +274,7 @@ class Denoiser:
     ) -> Any:
         """Run a pass with its plans, and let its controls see what fired."""
         rows = rows_in(run.arguments[self.family.sample])
-        run, kwargs = self._append(run)
+        run, kwargs = append(run, self.phases.entries, self.family)
         plans = self.phases.plans(run)
         self.phases.apply(plans, step)
         device = tensor_in(run.arguments[self.family.sample]).device
@@ -270,25 +297,9 @@ class Denoiser:
                 fired = counts[[n for n, _ in mine], entry.number]
                 ran = [port.entered for _, port in mine]
                 entry.saw(step, [port.site for _, port in mine], fired, ran, self.caches)
-        return with_sample(output, sample_of(output)[:rows]) if run.appended else output
-
-    def _append(self, run: Pass) -> tuple[Pass, dict[str, Any]]:
-        """The pass's arguments, with the cond rows once more at the end if a control asks for
-        it.
-        """
-        entry = next((entry for entry in run.acting if entry.control.appends), None)
-        if entry is None or run.cond is None:
-            return run, run.arguments
-        kwargs, text = None, run.arguments.get(self.family.text)
-        if isinstance(text, Tensor):
-            other = entry.control.negative_text(text[run.cond[0] : run.cond[1]])
-            kwargs = repeat_rows(self.family, run.arguments, run.cond, other)
-        if kwargs is None:
-            raise AttnControlError(
-                f"{entry.control}: cannot repeat the rows of {type(unwrap(self.model)).__name__}:"
-                " it was called with tensors whose batch dimension is not known"
-            )
-        return replace(run, appended=run.cond[1] - run.cond[0]), kwargs
+        if run.appended and not run.riders:
+            return with_sample(output, sample_of(output)[:rows])
+        return output
 
     @contextlib.contextmanager
     def _again(self, plans: dict[Any, Any], step: Step) -> Iterator[None]:
@@ -301,86 +312,6 @@ def _within_rounding(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 8 * torch.finfo(a.dtype).eps * a.abs().max())
 
 
-@torch.compiler.disable(recursive=False)  # skips this frame only, not what it calls
-def _eagerly(
-    call: Callable[..., Any],
-    forward: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Run our own Python outside dynamo, and the denoiser's forward inside it, whoever compiled
-    what and when.
-
-    ``torch.compile(attached_model)`` makes our ``__call__`` the root of its trace; the pair of
-    switches keeps steps, windows and locks out of the graph without hiding the forward from the
-    compiler.
-    """
-    compiler = set_eval_frame(None)
-
-    def compiled(*inner: Any, **named: Any) -> Any:
-        set_eval_frame(compiler)
-        try:
-            return forward(*inner, **named)
-        finally:
-            set_eval_frame(None)
-
-    try:
-        return call(compiled if compiler is not None else forward, args, kwargs)
-    finally:
-        set_eval_frame(compiler)
-
-
-@functools.lru_cache(None)
-def _controlled_class(cls: Any) -> Any:
-    """A subclass of the denoiser's class, by its name, that asks its Denoiser at each call."""
-
-    @torch.compiler.disable(recursive=False)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        control: Denoiser | None = self.__dict__.get("_attn_control")
-        forward = functools.partial(cls.__call__, self)
-        return (
-            forward(*args, **kwargs)
-            if control is None
-            else _eagerly(control.call, forward, args, kwargs)
-        )
-
-    body: dict[str, Any] = {
-        "__call__": __call__,
-        "__reduce_ex__": copied_as(cls),
-        "__module__": cls.__module__,
-        "__qualname__": cls.__qualname__,
-        "__doc__": cls.__doc__,
-        "_attn_control_class": cls,
-    }
-    if hasattr(cls, "cache_context") or issubclass(cls, torch._dynamo.OptimizedModule):
-
-        @contextlib.contextmanager
-        def cache_context(self: Any, name: str, **options: Any) -> Iterator[None]:
-            before = _context.name
-            _context.name = name
-            enter = (
-                cls.cache_context
-                if hasattr(cls, "cache_context")
-                else type(self._orig_mod).cache_context
-            )
-            try:
-                with enter(unwrap(self), name, **options):
-                    yield
-            finally:
-                _context.name = before
-
-        body["cache_context"] = cache_context
-    return type(cls)(cls.__name__, (cls,), body)
-
-
 def _copied(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments with their nested dicts copied, one level deep."""
     return {n: dict(v) if isinstance(v, dict) else v for n, v in arguments.items()}
-
-
-_trackers: weakref.WeakKeyDictionary[Any, StepTracker] = weakref.WeakKeyDictionary()
-
-
-def tracker_of(pipe: Any) -> StepTracker:
-    """One tracker a pipeline: its two denoisers (Wan 2.2) walk through the same steps."""
-    return _trackers.setdefault(pipe, StepTracker(pipe))

@@ -8,6 +8,7 @@ afterwards (batched, split or no guidance).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from attn_control.errors import AttnControlError
@@ -21,6 +22,7 @@ def difference(
     parallel: float = 1.0,
     limit: float | None = None,
     rescale: float = 0.0,
+    learned: bool = False,
 ) -> Tensor:
     """``scale * (cond - perturbed)``, shaped like both: (cond rows, ...).
 
@@ -29,7 +31,15 @@ def difference(
         limit: largest norm relative to that of ``cond``, per row.
         rescale: share of ``cond + difference`` that is scaled back to the standard deviation of
             ``cond``, per row (arXiv 2305.08891, on the conditional prediction alone).
+        learned: the second half of the channels is a variance, which is not guided.
     """
+    if learned:
+        half = cond.shape[1] // 2
+        delta = difference(
+            cond[:, :half], perturbed[:, :half], scale,
+            parallel=parallel, limit=limit, rescale=rescale,
+        )  # fmt: skip
+        return torch.cat([delta, torch.zeros_like(cond[:, half:])], dim=1)
     delta = scale * (cond - perturbed)
     if parallel != 1:
         c, d = cond.flatten(1).float(), delta.flatten(1).float()

@@ -18,7 +18,6 @@ from attn_control.families import Family
 from attn_control.intercept import Interception
 from attn_control.parallel import spread
 from attn_control.plan import PlanBuilder
-from attn_control.processors.control import Control
 from attn_control.processors.pairs import check_pairs
 
 MAX_STRUCTURES = 8
@@ -36,7 +35,8 @@ class Pass:
         acting: the controls that are part of it.
         cond, uncond: its conditional and its negative rows, if any; perturbed: the rows that guides
             may change, None for all.
-        appended: cond rows that run once more, with other text, behind all others.
+        appended: cond rows that run once more behind all others, with other text or perturbed.
+        riders: guides whose perturbed rows are among those: their number and rows.
     """
 
     arguments: dict[str, Any]
@@ -45,9 +45,13 @@ class Pass:
     perturbed: Rows | None = None
     appended: int = 0
     uncond: Rows | None = None
+    riders: tuple[tuple[int, Rows], ...] = ()
 
-    def rows_of(self, control: Control) -> Rows | None:
+    def rows_of(self, entry: Entry) -> Rows | None:
         """The rows that a control may change, None for all."""
+        control, ridden = entry.control, dict(self.riders)
+        if entry.number in ridden:
+            return ridden[entry.number]
         if control.branch is not None:
             return self.cond if control.branch == "cond" else self.uncond
         return self.perturbed if control.guidance_scale is not None else None
@@ -141,7 +145,7 @@ class Phases:
         sample = tensor_in(run.arguments[self.family.sample])
         shapes = tuple((name, _shape(value)) for name, value in run.arguments.items())
         numbers = tuple(entry.number for entry in run.acting)
-        rows = (run.cond, run.uncond, run.perturbed, run.appended)
+        rows = (run.cond, run.uncond, run.perturbed, run.appended, run.riders)
         # What decides a layout by its values: tensors by identity, kept alive while they are keys.
         held = [run.arguments.get(name) for name in sorted(self.family.by_value)]
         values = tuple(id(v) if isinstance(v, Tensor) else repr(v) for v in held)
@@ -173,7 +177,7 @@ class Phases:
                     control.check(port.site, layout)
                 elif "layout" in control.needs:
                     raise self._no_layout(control, port.site)
-                own = self._own_rows(control, run)
+                own = self._own_rows(entry, run)
                 control.contribute(builder, entry.number, layout, entry.heads[port.site], own)
             plan = builder.build()
             if plan is not None:
@@ -184,8 +188,8 @@ class Phases:
                 port.fired = torch.zeros(len(self.entries), dtype=torch.int64, device=device)
         return plans
 
-    def _own_rows(self, control: Control, run: Pass) -> Rows | None:
-        own = run.rows_of(control)
+    def _own_rows(self, entry: Entry, run: Pass) -> Rows | None:
+        own, control = run.rows_of(entry), entry.control
         if own is not None and self.family.folded:
             raise AttnControlError(
                 f"{control}: attention of {self.family.name} has other rows than the batch, so that"
@@ -214,7 +218,7 @@ class Phases:
             control, kind = entry.control, entry.control.bypass
             if not kind:
                 continue
-            rows = self._own_rows(control, run) if control.branch else None
+            rows = self._own_rows(entry, run) if control.branch or run.riders else None
             if rows == (0, rows_in(run.arguments[self.family.sample])):
                 rows = None  # no other rows: what is left out whole need not run
             for site in entry.heads:

@@ -14,7 +14,7 @@ from attn_control.call import Site, Step
 from attn_control.denoiser import Denoiser
 from attn_control.entry import Entry, check_window
 from attn_control.errors import AttnControlError
-from attn_control.families import Family, bent_by, denoisers, refuse_guiders
+from attn_control.families import Family, bent_by, denoisers, refuse_guiders, refuse_pipeline
 from attn_control.processors.control import Control
 from attn_control.report import ControlRecord, Report, Stopwatch, usage
 
@@ -57,6 +57,8 @@ class Session:
         models = denoisers(target)
         if controls:
             refuse_guiders(target)
+        for control in controls:
+            refuse_pipeline(target, control)
         self.controls, self.strict = controls, strict
         self.pipe = None if isinstance(target, nn.Module) else target
         self._closed = False
@@ -69,7 +71,7 @@ class Session:
             sites = self.sites
             for control in controls:
                 if control.made_for is not None:
-                    for denoiser in self._denoisers:
+                    for denoiser in (one for one in self._denoisers if not one.beside):
                         control.made_for.check(control, denoiser.family.name, denoiser.sites)
             chosen = [control.select(sites) for control in controls]
         except BaseException:
@@ -139,8 +141,10 @@ class Session:
         rows = []
         for control in self.controls:
             due = [] if control.idle else check_window(control, control.when, values, sigmas, 0)
-            extra = control.guidance_scale is not None
-            rows.append(Due(str(control), control.idle, due, extra, control.appends))
+            guides = control.guidance_scale is not None
+            rides = guides and control.rides
+            extra = guides and not rides
+            rows.append(Due(str(control), control.idle, due, extra, control.appends, rides))
         guessed = sigmas is None and any(c.when.kind == "sigma" for c in self.controls)
         return Preview(len(values), rows, exact=not guessed)
 
@@ -239,7 +243,8 @@ class Session:
 class Due(NamedTuple):
     """When a control would act, and what it costs.
 
-    extra: an extra forward at each of its steps; again: cond rows run twice at each of them.
+    extra: an extra forward at each of its steps; again: cond rows run twice at each of them;
+        rides: its perturbed rows are part of the pipeline's own forward.
     """
 
     control: str
@@ -247,6 +252,7 @@ class Due(NamedTuple):
     steps: list[int]
     extra: bool
     again: bool
+    rides: bool = False
 
 
 @dataclass(frozen=True)
@@ -275,8 +281,9 @@ class Preview:
         total = 0
         for step in range(self.steps):
             again = any(row.again and step in row.steps for row in self.rows)
+            rides = sum(row.rides and step in row.steps for row in self.rows)
             extra = sum(row.extra and step in row.steps for row in self.rows)
-            total += rows + again + extra * (1 + again)
+            total += rows + again + rides + extra * (1 + again)
         return total
 
     def __str__(self) -> str:
@@ -287,7 +294,7 @@ class Preview:
                 if idle
                 else f"{len(due)} of {self.steps} steps" + (", one extra forward each" * extra)
             )
-            for name, idle, due, extra, _ in self.rows
+            for name, idle, due, extra, *_ in self.rows
         ]
         bound = "" if self.exact else "at most "
         lines.append(f"extra forwards: {bound}{self.extra_forwards} beside {self.steps} steps")

@@ -155,3 +155,11 @@ def noise_levels(scheduler: Any, values: list[float]) -> list[float] | None:
         alphas = [float(products[min(int(t), len(products) - 1)]) for t in values]
         return [math.sqrt((1 - a) / a) for a in alphas]
     return None
+
+
+_trackers: weakref.WeakKeyDictionary[Any, StepTracker] = weakref.WeakKeyDictionary()
+
+
+def tracker_of(pipe: Any) -> StepTracker:
+    """One tracker a pipeline: its two denoisers (Wan 2.2) walk through the same steps."""
+    return _trackers.setdefault(pipe, StepTracker(pipe))

@@ -9,8 +9,10 @@ from torch import Tensor
 def attention_map(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T scale), float64 (batch, heads, queries, keys)."""
     scores = torch.einsum("bhqd,bhkd->bhqk", q.double(), k.double()) * scale
-    if mask is not None:
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, float("-inf"))
+    elif mask is not None:
+        scores = scores + mask.double()
     weights = torch.exp(scores - scores.amax(-1, keepdim=True))
     return weights / weights.sum(-1, keepdim=True)
 

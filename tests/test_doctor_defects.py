@@ -25,9 +25,9 @@ def examine(
     """Findings by the name of their check; of the heads, the worst."""
     chosen = tuple(each for each in examination._CHECKS if only in (None, each[0]))
     with mock.patch.object(examination, "_CHECKS", chosen):
-        found = examination._examine_denoiser(
-            "transformer", model or tiny.MODELS[name](), call or tiny.family_inputs(name)
-        )
+        model = model or tiny.MODELS[name]()
+        call = tiny.family_inputs(name) if call is None else call
+        found = list(examination.examine_denoiser("transformer", model, call))
     by_name: dict[str, Any] = {}
     for each in found:
         key = "one head" if each.name.startswith("head ") else each.name
@@ -161,7 +161,7 @@ def short(site, args, model):
 )
 def test_a_wrong_layout(monkeypatch, layout, words):
     row(monkeypatch, "sd3", layout)
-    found = examination._examine_denoiser("transformer", tiny.sd3(), None)  # 4 x 6 tokens and 7
+    found = list(examination.examine_denoiser("transformer", tiny.sd3()))  # 4 x 6 tokens, and 7
     (line,) = [each for each in found if each.name == "layout"]
     assert line.status == "FAIL" and words in line.detail, line
 
@@ -175,7 +175,7 @@ def test_a_unet_whose_picture_is_turned(monkeypatch):
         return mine if real.is_self else Layout.cross(mine, Layout(real.k, real.k))
 
     row(monkeypatch, "sd15", turned_unet)
-    found = examination._examine_denoiser("unet", tiny.unet(), None)
+    found = list(examination.examine_denoiser("unet", tiny.unet()))
     (line,) = [each for each in found if each.name == "layout"]
     assert line.status == "FAIL" and "moved query" in line.detail, line
 
@@ -249,6 +249,16 @@ def test_a_wrong_gate_where_heads_are_scaled_in_place(monkeypatch, name):
 
     monkeypatch.setattr(Gain, "__call__", more)
     must_fail(examine(name, model, call, only="one head"), "one head", "HeadGate")
+
+
+def test_attention_that_is_no_softmax_is_skipped_not_passed(monkeypatch):
+    """A bound made from plain attention's own error must not swallow everything."""
+    from attn_control.doctor import heads
+
+    real = heads.dense_rows
+    monkeypatch.setattr(heads, "dense_rows", lambda *args: real(*args) * 1.2)
+    (found,) = [examine(only="one head")["one head"]]
+    assert found.status == "SKIP" and "not understood" in found.detail
 
 
 def test_a_neighbouring_head_that_changes_too(monkeypatch):

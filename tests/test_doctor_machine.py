@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -157,6 +158,8 @@ def test_a_folder_called_kernels_is_told(monkeypatch, tmp_path):
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
+    # transformers tries to import kernels, and then tests/kernels answers to that name.
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
     monkeypatch.setattr(machine, "version_of", lambda name: None)
     (found,) = machine._kernels()
     assert found.status == "WARN" and str(tmp_path) in found.detail
@@ -174,9 +177,27 @@ def test_a_folder_called_kernels_is_told(monkeypatch, tmp_path):
 # ---- printing
 
 
-def test_lines_are_aligned(capsys):
-    doctor.print_findings([doctor.Finding("PASS", "a", "x"), doctor.Finding("WARN", "long", "y")])
-    assert capsys.readouterr().out == "PASS  a     x\nWARN  long  y\n"
+def test_lines_are_aligned_and_told_as_they_come(capsys):
+    def slowly():
+        yield doctor.Finding("PASS", "a", "x")
+        assert capsys.readouterr().out == "PASS  a     x\n"
+        yield doctor.Finding("WARN", "long", "y")
+
+    told = doctor.print_findings(slowly(), width=4)
+    assert capsys.readouterr().out == "WARN  long  y\n" and [each.name for each in told] == [
+        "a",
+        "long",
+    ]
+
+
+def test_variables_that_change_what_happens_are_told(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", "/tmp/zoo")
+    (found,) = machine._environment()
+    assert found.figures == {"ATTN_CONTROL_ZOO_DIR": "/tmp/zoo", "HF_HUB_OFFLINE": "1"}
+    for name in machine._VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert machine._environment() == []
 
 
 def test_the_json_of_the_command_holds_everything(healthy, tmp_path):

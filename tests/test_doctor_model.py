@@ -6,6 +6,8 @@ What it says of sick ones is in test_doctor_defects.py.
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,7 @@ from attn_control.doctor.memory import LiveBytes
 from attn_control.doctor.watch import softmaxes
 from attn_control.families import family_of
 
+DOC = Path(__file__).parents[1] / "docs" / "doctor.md"
 WIDE = {**PICTURES, **VIDEOS, **ATTACH_ONLY}
 NOT_MADE_UP = {  # asks for arguments that have no rule
     "vace",
@@ -70,7 +73,7 @@ CHOSEN += ("wan_animate", "hunyuanimage", "krea2", "flux3", "kandinsky5", "hunyu
 )
 def test_nothing_fails_on_a_healthy_denoiser(name, make, call):
     call = call or tiny.family_inputs(name)
-    found = examination._examine_denoiser("transformer", make(), call)
+    found = list(examination.examine_denoiser("transformer", make(), call))
     assert not bad(found), bad(found)
     passed = {each.name.split(" L")[0] for each in found if each.status == "PASS"}
     assert passed >= {"family", "sites", "prediction", "empty plan", "u = 0", "head", "restore"}
@@ -97,13 +100,14 @@ def test_inputs_of_a_bare_denoiser_are_made_up_or_it_is_said_why_not(name, make)
 
 
 def test_stacks_that_take_turns_are_a_warning():
-    found = examination._examine_denoiser("transformer", MORE["vace"](), more_inputs("vace"))
-    (warned,) = bad(found)
+    found = examination.examine_denoiser("transformer", MORE["vace"](), more_inputs("vace"))
+    (warned,) = bad(list(found))
     assert warned.status == "WARN" and "take turns" in warned.detail
 
 
 def test_bfloat16():
-    found = examination._examine_denoiser("transformer", tiny.flux().to(torch.bfloat16), None)
+    model = tiny.flux().to(torch.bfloat16)
+    found = list(examination.examine_denoiser("transformer", model))
     assert not bad(found), bad(found)
 
 
@@ -113,7 +117,7 @@ def test_bfloat16():
 @pytest.mark.parametrize("where", ["", "transformer"])
 def test_a_folder_that_holds_only_a_denoiser(tmp_path, where):
     tiny.flux().save_pretrained(tmp_path / where)
-    found = doctor.examine_model(str(tmp_path), "cpu")
+    found = list(doctor.examine_model(str(tmp_path), "cpu"))
     assert not bad(found), bad(found)
     lines = {each.name: each for each in found}
     assert lines["load"].figures["kind"] == "denoiser"
@@ -123,7 +127,7 @@ def test_a_folder_that_holds_only_a_denoiser(tmp_path, where):
 
 def test_a_bare_denoiser_without_a_rule_is_skipped_not_passed(tmp_path):
     PICTURES["ernie"].make().save_pretrained(tmp_path)
-    found = doctor.examine_model(str(tmp_path), "cpu")
+    found = list(doctor.examine_model(str(tmp_path), "cpu"))
     assert [each.name for each in found if each.status == "PASS"] == ["load"]
     (call,) = [each for each in found if each.name == "call"]
     assert call.status == "SKIP" and "'text_bth'" in call.detail
@@ -191,7 +195,7 @@ def tiny_subject(monkeypatch, pipe, call):
 def test_a_pipeline_is_run_and_its_own_call_examined(monkeypatch, name):
     pipe, call = tiny_pipelines.PIPELINES[name]()
     call |= {"num_inference_steps": 2}
-    found = examination.examine_subject(tiny_subject(monkeypatch, pipe, call))
+    found = list(examination.examine_subject(tiny_subject(monkeypatch, pipe, call)))
     assert not bad(found), bad(found)
     (run,) = [each for each in found if each.name == "pipeline"]
     assert run.status == "PASS" and run.figures["report"]["controls"][0]["fired"]
@@ -199,7 +203,7 @@ def test_a_pipeline_is_run_and_its_own_call_examined(monkeypatch, name):
 
 def test_both_denoisers_of_wan_2_2_are_examined_by_name(monkeypatch):
     pipe, call = tiny_pipelines.wan(tiny.wan(), tiny.wan())
-    found = examination.examine_subject(tiny_subject(monkeypatch, pipe, call))
+    found = list(examination.examine_subject(tiny_subject(monkeypatch, pipe, call)))
     assert not bad(found), bad(found)
     names = {each.name for each in found}
     assert {"transformer: sites", "transformer_2: sites"} <= names
@@ -247,6 +251,15 @@ def test_the_command_on_the_built_in_model(tmp_path):
     assert lines["load"]["figures"]["weights"] > 3e6
     assert lines["peak memory"]["figures"]["plain"] > 1 << 20
     assert lines["head L3.jointH2"]["figures"]["error"] < 1e-5
+    # The transcript in the documentation is of these very checks.
+    transcript = re.search(r"```text\n(.*?)```", DOC.read_text(encoding="utf-8"), re.S)
+    assert transcript is not None
+    shown = transcript.group(1).strip().splitlines()[-len(lines) :]
+    assert [re.split(r"  +", line)[:2] for line in shown] == [
+        [each["status"], each["name"]] for each in content["checks"]
+    ]
+    for name, _ in examination._CHECKS:
+        assert f"`{name}" in DOC.read_text(encoding="utf-8") or name == "one head"
 
 
 def test_the_command_ends_with_1_when_the_model_cannot_be_had(tmp_path):

@@ -24,7 +24,7 @@ LEVELS = [
     ("calibrate",),
     ("render",),
     # What DESIGN.md calls attach.py: a module of that name would shadow the function.
-    ("session", "entry", "denoiser", "phases", "bypass", "steps", "report"),
+    ("session", "entry", "denoiser", "appended", "phases", "bypass", "steps", "swapped", "report"),
     ("caches", "recompute"),
     ("branches",),
     # Not presets.py: a module of that name would shadow attn_control.presets().

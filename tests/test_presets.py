@@ -18,11 +18,15 @@ import tiny
 import torch
 import yaml
 from tiny_published import PUBLISHED, published
+from typer.testing import CliRunner
 
 import attn_control
 from attn_control import AttnControlError, attach, catalog
+from attn_control.cli import app
 from attn_control.families import FAMILIES
 from attn_control.processors import CONTROLS, HeadGate
+from attn_control.render import job_from_text
+from attn_control.render.prepare import prepare
 
 ROOT = Path(__file__).parent.parent
 PRESETS = {each.name: each for each in attn_control.presets()}
@@ -146,6 +150,68 @@ def test_an_entry_with_a_key_that_nobody_reads_is_an_error(monkeypatch, tmp_path
     monkeypatch.setattr(catalog, "_FILE", tmp_path / "presets.yaml")
     with pytest.raises(TypeError, match="sclae"):
         catalog._presets.__wrapped__()
+
+
+# ---- in jobs and on the command line
+
+JOB = """\
+model: shapes-sd3
+prompts: [a red circle]
+seeds: 0
+sampler: {num_inference_steps: 2, guidance_scale: 1.0}
+variants:
+  by name:
+    preset: shapes-sd3-heads
+    controls:
+      - HeadGate: {heads: L1H0, gain: 0.5}
+  by hand:
+    controls:
+      - SoftPAG: {heads: "L0H1, L5H2", u: 1.0, scale: 2.0}
+      - HeadGate: {heads: L1H0, gain: 0.5}
+"""
+
+
+def prepared(tmp_path: Path, text: str) -> Any:
+    job, source = job_from_text(text)
+    return prepare(job, source, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_preset_in_a_job_is_the_controls_written_out(tmp_path):
+    made = prepared(tmp_path, JOB)
+    by_name, by_hand = made.variants
+    assert by_name.described == by_hand.described and len(by_name.described) == 2
+    assert made.tasks[0].settings == made.tasks[1].settings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("shapes-sd3-head", "job:7:5: variants.by name.preset: no preset 'shapes-sd3-head'; did"),
+        ("sd3-pag", "job:7:5: variants.by name.preset: preset 'sd3-pag': SoftPAG("),
+        ("7", "variants.by name.preset: expected a valid string, got 7"),
+    ],
+)
+def test_a_preset_that_does_not_fit_a_job_is_told_with_its_place(tmp_path, written, words):
+    with pytest.raises(AttnControlError) as error:
+        prepared(tmp_path, JOB.replace("shapes-sd3-heads", written))
+    assert words in str(error.value), str(error.value)
+
+
+def test_the_command_lists_them_and_shows_one_whole():
+    listed = CliRunner().invoke(app, ["presets"])
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.output.splitlines()] == list(PRESETS)
+    assert listed.output.count("(not run by us)") == sum(not p.verified for p in PRESETS.values())
+    for name, each in PRESETS.items():
+        shown = CliRunner().invoke(app, ["presets", name]).output
+        for text in (each.model, each.source, each.verified_on, each.note, each.title):
+            assert text in shown
+        for cls, options in each.options:
+            assert f"{cls}: {_flow(options)}" in shown
+    missing = CliRunner().invoke(app, ["presets", "sd3_pag"])
+    assert missing.exit_code == 2 and "did you mean 'sd3-pag'" in missing.output
 
 
 # ---- the page

@@ -95,6 +95,29 @@ def test_the_layout_names_the_token_that_moves():
     assert family_of(model).layout(site, _call(5, 40), model) is None
 
 
+def test_pictures_that_are_not_square_run_row_by_row():
+    model, call = MAKE(), _call() | {"x": list(rand(2, 4, 1, 4, 12).unbind(0))}
+    for name, module in model.named_modules():
+        if "refiner" in name and hasattr(module, "processor"):
+            torch.nn.init.zeros_(module.to_out[0].weight)
+    with attach(model) as session:
+        site = session.sites[0]
+    layout = family_of(model).layout(site, call, model)
+    assert [(s.role, s.length, s.grid) for s in layout.q] == [
+        ("image", 12, (1, 2, 6)), ("pad", 20, None), ("text", 32, None),
+    ]  # fmt: skip
+    poked = [x.clone() for x in call["x"]]
+    for x in poked:
+        x[:, 0, 3, 8] += 1.0
+    looks = []
+    for given in (call["x"], poked):
+        with attention(model) as seen:
+            _run(model, call | {"x": given})
+        looks.append(seen[site.name][-1].q)
+    moved = (looks[0] - looks[1]).abs().amax((0, 1, 3)).nonzero().flatten().tolist()
+    assert moved == [1 * 6 + 4]
+
+
 def test_rows_without_a_common_layout_and_texts_in_lists_are_refused():
     model = MAKE()
     with attach(model, HeadGate("L1H1", gain=0.5, tokens="image")):

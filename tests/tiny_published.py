@@ -11,6 +11,8 @@ from typing import Any
 import diffusers
 import torch
 from tiny import _spread, inputs
+from tiny_attach_only import ATTACH_ONLY
+from tiny_more import more_inputs
 from tiny_wide import TEXT, rand, time
 
 
@@ -121,6 +123,37 @@ def _ltx() -> Any:
     )
 
 
+def _hunyuanvideo() -> Any:
+    return diffusers.HunyuanVideoTransformer3DModel(
+        num_layers=20,
+        num_single_layers=40,
+        num_refiner_layers=1,
+        num_attention_heads=24,
+        attention_head_dim=6,
+        in_channels=4,
+        out_channels=4,
+        patch_size=2,
+        patch_size_t=1,
+        text_embed_dim=32,
+        pooled_projection_dim=16,
+        rope_axes_dim=(2, 2, 2),
+    )
+
+
+def _mochi() -> Any:
+    return diffusers.MochiTransformer3DModel(
+        num_layers=48,
+        num_attention_heads=24,
+        attention_head_dim=4,
+        patch_size=2,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=32,
+        time_embed_dim=4,
+        max_sequence_length=TEXT,
+    )
+
+
 def _picture() -> dict[str, Any]:
     return {
         "hidden_states": rand(2, 4, 8, 8),
@@ -158,6 +191,8 @@ _MODELS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": _WAN_14B,
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": (_pixart, _picture),
     "Lightricks/LTX-Video": (_ltx, _video),
+    "hunyuanvideo-community/HunyuanVideo": (_hunyuanvideo, lambda: more_inputs("hunyuanvideo")),
+    "genmo/mochi-1-preview": (_mochi, ATTACH_ONLY["mochi"].call),
     "shapes-sd3": (lambda: _sd3(6, 4), lambda: inputs("sd3")),
 }
 PUBLISHED = tuple(_MODELS)

@@ -157,7 +157,9 @@ def finite(p: Patient) -> Finding:
         detail = f"the plain prediction has {bad} values that are no numbers; try another dtype"
         return Finding("FAIL", "prediction", detail)
     shape = " x ".join(map(str, p.plain.shape))
+    figures = {"shape": list(p.plain.shape), "seconds": p.seconds}
     if not p.steady:
         detail = f"{shape}; two plain calls differ, so bits cannot be compared on this device"
-        return Finding("WARN", "prediction", detail)
-    return Finding("PASS", "prediction", f"{shape}, and the same bits twice")
+        return Finding("WARN", "prediction", detail, figures)
+    detail = f"{shape} in {p.seconds:.2g} s, and the same bits twice"
+    return Finding("PASS", "prediction", detail, figures)

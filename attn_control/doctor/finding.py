@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,16 @@ def failed(findings: Sequence[Finding]) -> bool:
     return any(each.status == "FAIL" for each in findings)
 
 
-def print_findings(findings: Sequence[Finding]) -> None:
-    """One line a finding, names aligned."""
-    width = max(len(each.name) for each in findings)
+def print_findings(findings: Iterable[Finding], width: int = 16) -> list[Finding]:
+    """One line a finding, as soon as it comes; returns them all.
+
+    width: of the column of names.
+    """
+    told = []
     for each in findings:
-        print(f"{each.status:4}  {each.name:{width}}  {each.detail}")
+        print(f"{each.status:4}  {each.name:{width}}  {each.detail}", flush=True)
+        told.append(each)
+    return told
 
 
 def write_json(path: Path, machine: Sequence[Finding], model: Sequence[Finding], name: Any) -> None:

@@ -17,7 +17,10 @@ _NEEDED = ("torch", "diffusers", "transformers", "numpy", "safetensors", "huggin
 
 def examine() -> list[Finding]:
     """Look at everything; a check that itself breaks is a FAIL."""
-    checks = (_python, _packages, _device, _softmax, _ops, _triton, _opencv, _kernels, _models)
+    checks = (
+        *(_python, _packages, _device, _softmax, _ops, _triton, _opencv, _kernels),
+        *(_environment, _models),
+    )
     return [found for check in checks for found in attempt(check.__name__.strip("_"), check)]
 
 
@@ -177,6 +180,24 @@ def _kernels() -> list[Finding]:
         detail = f"{place} hides Hugging Face's kernels {version}; diffusers may fail to import"
         return [Finding("FAIL", "kernels", detail)]
     return [Finding("PASS", "kernels", f"{version}, for backends from the hub")]
+
+
+_VARIABLES = (
+    "ATTN_CONTROL_ZOO_DIR",
+    "CUDA_VISIBLE_DEVICES",
+    "DIFFUSERS_ATTN_BACKEND",
+    "HF_HUB_OFFLINE",
+    "PYTORCH_ENABLE_MPS_FALLBACK",
+)
+
+
+def _environment() -> list[Finding]:
+    """Variables that change what is found, loaded or run, as an offline hub does."""
+    found = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
+    if not found:
+        return []
+    detail = ", ".join(f"{name}={value}" for name, value in found.items())
+    return [Finding("PASS", "environment", detail, dict(found))]
 
 
 def _models() -> list[Finding]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 from attn_control import attach
 from attn_control.doctor import checks
-from attn_control.doctor.finding import Finding, Skipped, attempt, failed
+from attn_control.doctor.finding import Finding, Skipped, attempt
 from attn_control.doctor.heads import one_head, one_row
 from attn_control.doctor.inputs import made_up_call
 from attn_control.doctor.memory import memory
@@ -42,16 +44,16 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
 )
 
 
-def examine_model(name: str, device: str = "auto", steps: int = 2) -> list[Finding]:
-    """Load a model and make every check on it.
+def examine_model(name: str, device: str = "auto", steps: int = 2) -> Iterator[Finding]:
+    """Load a model and make every check on it, one after another as they are asked for.
 
     Args:
         name: a built-in model, a folder (of a pipeline, or of a denoiser alone) or a hub id.
         device: as in a job: auto, cpu, cuda, cuda:0 or mps.
         steps: of the short runs of the pipeline, at least 2.
 
-    Returns:
-        A finding a check; the first FAIL of loading ends the list.
+    Yields:
+        A finding a check; a FAIL of loading is the only one.
     """
     subjects: list[Subject] = []
 
@@ -59,27 +61,24 @@ def examine_model(name: str, device: str = "auto", steps: int = 2) -> list[Findi
         subjects.append(load(name, device))
         return _loaded(subjects[0])
 
-    found = attempt("load", loading)
-    if not subjects or failed(found):
-        return found
-    return found + examine_subject(subjects[0], steps)
+    yield from attempt("load", loading)
+    for subject in subjects:
+        yield from examine_subject(subject, steps)
 
 
-def examine_subject(subject: Subject, steps: int = 2) -> list[Finding]:
+def examine_subject(subject: Subject, steps: int = 2) -> Iterator[Finding]:
     """Every check on a model that is loaded."""
-    found, calls = [], {}
+    calls: dict[str, dict[str, Any]] = {}
     try:
         arguments = pipeline_arguments(subject, steps)
     except Skipped as reason:
-        found.append(Finding("SKIP", "pipeline", str(reason)))
+        yield Finding("SKIP", "pipeline", str(reason))
     else:
-        found += attempt("pipeline", lambda: _pipeline(subject, arguments, calls))
+        yield from attempt("pipeline", lambda: _pipeline(subject, arguments, calls))
     for component, model in subject.models.items():
-        mine = _examine_denoiser(component, model, calls.get(component))
-        if len(subject.models) > 1:
-            mine = [replace(each, name=f"{component}: {each.name}") for each in mine]
-        found += mine
-    return found
+        for each in examine_denoiser(component, model, calls.get(component)):
+            several = len(subject.models) > 1
+            yield replace(each, name=f"{component}: {each.name}") if several else each
 
 
 def _loaded(subject: Subject) -> Finding:
@@ -145,9 +144,13 @@ def _pipeline(
     return Finding("PASS", "pipeline", detail, figures)
 
 
-def _examine_denoiser(
-    component: str, model: nn.Module, call: dict[str, Any] | None
-) -> list[Finding]:
+def examine_denoiser(
+    component: str, model: nn.Module, call: dict[str, Any] | None = None
+) -> Iterator[Finding]:
+    """Every check on one denoiser.
+
+    call: the arguments of one call of it, by name; None has some made up.
+    """
     patients: list[Patient] = []
 
     def prepare() -> Sequence[Finding]:
@@ -156,16 +159,12 @@ def _examine_denoiser(
         patients.append(_patient(Patient(component, model, family, given)))
         return []
 
-    found = attempt("call", prepare)
-    if not patients:
-        return [
-            *found,
-            *(Finding("SKIP", name, "there is no call to look at") for name, _ in _CHECKS),
-        ]
-    (patient,) = patients
+    yield from attempt("call", prepare)
     for name, check in _CHECKS:
-        found += attempt(name, lambda check=check: check(patient))
-    return found
+        if patients:
+            yield from attempt(name, partial(check, patients[0]))
+        else:
+            yield Finding("SKIP", name, "there is no call to look at")
 
 
 def _patient(patient: Patient) -> Patient:
@@ -173,5 +172,7 @@ def _patient(patient: Patient) -> Patient:
         patient.sites = session.sites
     patient.seen = patient.watched(attached=False)
     patient.plain = patient.predict()
+    start = time.perf_counter()
     patient.steady = torch.equal(patient.plain, patient.predict())
+    patient.seconds = time.perf_counter() - start
     return patient

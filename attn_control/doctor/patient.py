@@ -25,8 +25,9 @@ class Patient:
 
     Attributes:
         sites: as attach names them.
-        seen: softmaxes by module in a plain call, in order of execution (tensors are not kept).
-        plain: the prediction of that call, and whether a second one gives the same bits.
+        seen: softmaxes by module in a plain call, in order of execution; shapes alone.
+        plain: the prediction of that call; steady: whether a second call gives the same bits, in
+            how many seconds.
     """
 
     component: str
@@ -37,6 +38,7 @@ class Patient:
     seen: dict[str, list[Softmax]] = field(default_factory=dict)
     plain: Tensor = field(default_factory=lambda: torch.empty(0))
     steady: bool = True
+    seconds: float = 0.0
 
     @torch.no_grad()
     def predict(self, call: dict[str, Any] | None = None) -> Tensor:

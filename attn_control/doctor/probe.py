@@ -180,12 +180,15 @@ def _moved(p: Patient, site: Site, argument: str, index: tuple[Any, ...], side: 
     call = copied(p.call)
     for row in call[argument]:
         row[index] += max(1.0, 3 * row.float().abs().mean().item())
-    before, after = (
-        getattr(p.watched(call=given, attached=False)[site.name][p.main(site)[0]], side)
-        for given in (p.call, call)
-    )
-    apart = (after.detach().to("cpu").double() - before.detach().to("cpu").double()).abs()
-    return apart.amax(dim=(0, 1, 3))
+    before, after = (_tokens(p, site, given, side) for given in (p.call, call))
+    return (after - before).abs().amax(dim=(0, 1, 3))
+
+
+def _tokens(p: Patient, site: Site, call: dict[str, Any], side: str) -> Tensor:
+    """q or k of a site in a plain call, in float64 on the CPU."""
+    seen = p.watched(call=call, keep=(site.name,), attached=False)[site.name][p.main(site)[0]]
+    tensor: Tensor = getattr(seen, side)
+    return tensor.detach().to("cpu").double()
 
 
 def _strong(moved: Tensor) -> list[int]:

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Softmax:
-    """One call. Tensors are (batch, heads, tokens, head_dim).
+    """One call. Tensors are (batch, heads, tokens, head_dim), on "meta" where they were not kept.
 
     out: what the processor got back; plain: what the untouched function answers to the same
-    arguments, None where that was not asked for; masked: the mask as it was given; scale: None for
-    the usual one.
+    arguments, None where nothing was kept; mask: as it was given; scale: None for the usual one.
     """
 
     q: Tensor
@@ -41,8 +40,9 @@ class Softmax:
 def softmaxes(model: nn.Module, keep: tuple[str, ...] = ()) -> Iterator[dict[str, list[Softmax]]]:
     """Every softmax by the name of the attention module that asked for it, in order of execution.
 
-    Enter after ``attach``: what is entered last stands nearest to the processor. The plain answer
-    is computed for the modules in ``keep`` only.
+    Enter after ``attach``: what is entered last stands nearest to the processor. Tensors are kept,
+    and the plain answer is computed, for the modules in ``keep`` only: all sites of a large model
+    would fill the memory.
     """
     from diffusers.models.attention_dispatch import dispatch_attention_fn
 
@@ -59,6 +59,8 @@ def softmaxes(model: nn.Module, keep: tuple[str, ...] = ()) -> Iterator[dict[str
             tensors = [given["query"], given["key"], given["value"], out, plain]
             if swap:
                 tensors = [None if t is None else t.transpose(1, 2) for t in tensors]
+            if plain is None:
+                tensors = [None if t is None else t.to("meta") for t in tensors]
             q, k, v, answer, answer_plain = tensors
             seen.setdefault(asking[-1], []).append(
                 Softmax(
@@ -67,7 +69,7 @@ def softmaxes(model: nn.Module, keep: tuple[str, ...] = ()) -> Iterator[dict[str
                     v,
                     answer.clone() if plain is not None else answer,
                     answer_plain,
-                    given.get("attn_mask"),
+                    given.get("attn_mask") if plain is not None else None,
                     given.get("scale"),
                     bool(given.get("is_causal", False)),
                 )

@@ -17,7 +17,13 @@ from attn_control.families.find import (
     parameters,
     unwrap,
 )
-from attn_control.families.pipelines import bent_by, branches_of, guiders_of, refuse_guiders
+from attn_control.families.pipelines import (
+    bent_by,
+    branches_of,
+    guiders_of,
+    refuse_guiders,
+    refuse_pipeline,
+)
 from attn_control.families.refused import REFUSED
 from attn_control.families.rows import repeat_rows, slice_rows
 from attn_control.layouts import Arguments
@@ -39,6 +45,7 @@ __all__ = [
     "guiders_of",
     "parameters",
     "refuse_guiders",
+    "refuse_pipeline",
     "repeat_rows",
     "slice_rows",
     "unwrap",

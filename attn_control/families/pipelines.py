@@ -14,6 +14,18 @@ BRANCHES: dict[str, tuple[str, ...]] = {
 }
 """Pipelines whose batch under guidance is stacked in another way, branch by branch."""
 
+_MASKS = "combines its predictions by masks, which a difference does not pass through"
+_UNGUIDED: dict[str, str] = {
+    "LDMTextToImagePipeline": "does not tell which rows of its batch are conditional",
+    "LEditsPPPipelineStableDiffusion": _MASKS,
+    "LEditsPPPipelineStableDiffusionXL": _MASKS,
+    "SemanticStableDiffusionPipeline": _MASKS,
+    "StableDiffusionPanoramaPipeline": "denoises many views in one step, with both rows of each",
+    "StableDiffusionPipelineSafe": _MASKS,
+    "StableDiffusionSAGPipeline": "runs perturbed predictions of its own",
+}
+"""Pipelines in which controls that need to know the branch of a row are refused, and why."""
+
 _HOOKS = "hooks the model's layers for a perturbed prediction of its own"
 _PERTURBING = {
     "AutoGuidance": _HOOKS,
@@ -32,9 +44,36 @@ _BENDING = (
 """Guiders that combine otherwise than affinely: a difference added before them is bent by them."""
 
 
+_RENORMING = (
+    "LongCatImagePipeline",
+    "Lumina2Pipeline",
+    "QwenImageControlNetInpaintPipeline",
+    "QwenImageControlNetPipeline",
+    "QwenImageEditInpaintPipeline",
+    "QwenImageEditPipeline",
+    "QwenImageEditPlusPipeline",
+    "QwenImageImg2ImgPipeline",
+    "QwenImageInpaintPipeline",
+    "QwenImagePipeline",
+)
+"""Pipelines that by default bring a guided prediction back to the norm of the conditional one."""
+
+
 def branches_of(pipe: Any) -> tuple[str, ...] | None:
     """The branches of the pipeline's batch under guidance, if they are special."""
     return next((BRANCHES[c.__name__] for c in type(pipe).__mro__ if c.__name__ in BRANCHES), None)
+
+
+def refuse_pipeline(pipe: Any, control: Any) -> None:
+    """Raise AttnControlError if the control needs branches that the pipeline does not have."""
+    if "branch" not in control.needs:
+        return
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in _UNGUIDED:
+            raise AttnControlError(
+                f"{control}: {type(pipe).__name__} {_UNGUIDED[cls.__name__]}; expected a control"
+                " that acts in place, such as HeadGate"
+            )
 
 
 def guiders_of(pipe: Any) -> list[Any]:
@@ -60,8 +99,16 @@ def refuse_guiders(pipe: Any) -> None:
 
 
 def bent_by(pipe: Any) -> list[str]:
-    """Notes for the report: what guiders do to a difference that is added before they combine."""
-    return [
+    """Notes for the report: what becomes of a difference that is added before predictions are
+    combined.
+    """
+    name = type(pipe).__name__
+    norms = [
+        f"{name}, unless told otherwise, brings what classifier-free guidance gives back to the"
+        " norm of the conditional prediction: guidance of attn_control is added before that, and"
+        " passes through it"
+    ]
+    return norms * (name in _RENORMING) + [
         f"{type(guider).__name__} combines predictions otherwise than by an affine sum: guidance of"
         " attn_control is added before it, and passes through it"
         for guider in guiders_of(pipe)

@@ -77,7 +77,14 @@ def text_or_self_mass(b: Block) -> Tensor:
 
 
 def _self(b: Block) -> Tensor:
-    return diagonal(b.q, b.k[:, :, b.span[0] : b.span[1]], b.scale)
+    """Each query's score with its own key, under the mask."""
+    start, stop = b.span
+    scores = diagonal(b.q, b.k[:, :, start:stop], b.scale)
+    if b.mask is None:
+        return scores
+    own = b.mask[..., start:stop]
+    own = own[..., 0, :] if own.shape[-2] == 1 else own.diagonal(dim1=-2, dim2=-1)
+    return scores.masked_fill(~own, float("-inf")) if own.dtype == torch.bool else scores + own
 
 
 def _text(b: Block) -> tuple[Tensor, Tensor]:

@@ -71,6 +71,11 @@ class Control:
         raise NotImplementedError
 
     @property
+    def rides(self) -> bool:
+        """Whether its perturbed rows run in the pipeline's own forward, behind the other rows."""
+        return False
+
+    @property
     def branch(self) -> str | None:
         """The branch of classifier-free guidance whose rows it changes in place: "cond", "uncond",
         or None for all.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from attn_control.errors import AttnControlError
 from attn_control.processors.control import Control, number
 
-_COMBINE = ("scale", "parallel", "limit", "rescale")
+_COMBINE = ("scale", "parallel", "limit", "rescale", "batched")
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,16 @@ class Guide(Control):
         fused: perturb the negative pass of classifier-free guidance instead, so that nothing runs
             a second time: ``n' + s (cond - n')``, with the pipeline's own ``s`` in place of a scale
             and a combine. Refused in runs without a negative pass.
+        batched: run the perturbed rows in the pipeline's own forward, three rows instead of two and
+            then one: half as much memory again, and less time where a forward of few rows does not
+            fill the machine. Changes no result but in rounding.
     """
 
     parallel: float = field(default=1.0, kw_only=True)
     limit: float | None = field(default=None, kw_only=True)
     rescale: float = field(default=0.0, kw_only=True)
     fused: bool = field(default=False, kw_only=True)
+    batched: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,8 +44,10 @@ class Guide(Control):
         number(owner, "rescale", self.rescale, 0.0, 1.0)
         if self.limit is not None:
             number(owner, "limit", self.limit, 0.0)
-        if not isinstance(self.fused, bool):
-            raise AttnControlError(f"{owner}: fused must be True or False, got {self.fused!r}")
+        for name in ("fused", "batched"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise AttnControlError(f"{owner}: {name} must be True or False, got {value!r}")
         if self.fused:
             self._refuse(_COMBINE, "fused=True, where the pipeline's own guidance combines")
 
@@ -55,6 +61,10 @@ class Guide(Control):
                     f"{type(self).__name__}(heads={self.heads!r}): {name}={value!r} has no meaning"
                     f" with {company}"
                 )
+
+    @property
+    def rides(self) -> bool:
+        return self.batched
 
     @property
     def branch(self) -> str | None:

@@ -32,22 +32,28 @@ def _conflict(a: Control, sites: Iterable[Site], b: Control, others: Iterable[Si
             " one of them, or windows that do not meet"
         )
     for one, other in ((a, b), (b, a)):
+        if other.appends and one.rides:
+            return "rows that run twice cannot carry perturbed ones too; expected batched=False"
         gates = getattr(one, "gates", None)
         if other.appends and gates is not None and gates.ndim == 3:
             return "gates by row do not fit rows that run twice; expected gates (layers, heads)"
-    if a.branch == b.branch == "uncond":  # one forward; guides otherwise have one each
-        return _fused(a, set(sites), b, set(others))
-    return None
+    if _own_forward(a) or _own_forward(b):
+        return None
+    return _in_one_forward(a, set(sites), b, set(others))
 
 
-def _fused(a: Control, sites: set[Site], b: Control, others: set[Site]) -> str | None:
+def _own_forward(control: Control) -> bool:
+    return control.guidance_scale is not None and not control.rides
+
+
+def _in_one_forward(a: Control, sites: set[Site], b: Control, others: set[Site]) -> str | None:
     blocks = {(site.model, site.layer) for site in sites}
     shared = sorted({site.layer for site in others if (site.model, site.layer) in blocks})
     layers = ", ".join(f"L{layer}" for layer in shared)
     if shared and a.bypass and a.bypass == b.bypass:
-        return (
-            f"both leave out the same {a.bypass.replace('_', '-')} of the negative pass: {layers}"
-        )
+        return f"both leave out the same {a.bypass.replace('_', '-')} in one forward: {layers}"
+    if not a.branch == b.branch == "uncond":
+        return None  # each has rows of its own
     for one, other in ((a, b), (b, a)):
         whole = getattr(one, "u", None) == 1 and not getattr(one, "stochastic", None)
         inside = shared if one.bypass == "block" else []

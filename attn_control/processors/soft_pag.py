@@ -125,7 +125,7 @@ class SoftPAG(Guide):
         if self.seed and self.op != "permute":
             raise AttnControlError(f"{owner}: seed is for op='permute', got op={self.op!r}")
         if self.in_place:
-            combine = ("scale", "parallel", "limit", "rescale", "fused")
+            combine = ("scale", "parallel", "limit", "rescale", "fused", "batched")
             self._refuse(combine, "u below 0, which acts in place")
         else:
             self._refuse(("cap",), "u from 0, which guides")

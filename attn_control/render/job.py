@@ -117,8 +117,9 @@ class ControlSpec(_Strict):
 
 
 class Variant(_Strict):
-    """One column of the sheet: a list of controls and changes to the sampler."""
+    """One column of the sheet: a preset, a list of controls after it, changes to the sampler."""
 
+    preset: str | None = None
     controls: list[ControlSpec] = Field(default_factory=list)
     sampler: Sampler = Field(default_factory=Sampler)
 

@@ -16,7 +16,7 @@ from attn_control.render.job import Job, Variant, check_prompts
 from attn_control.render.models import ModelChoice, choose_model, fingerprint, load_model
 from attn_control.render.signature import check_pipeline, check_samplers, default_of, uses_cfg
 from attn_control.render.store import file_name
-from attn_control.render.yamlfile import YamlFile
+from attn_control.render.yamlfile import KeyPath, YamlFile
 
 _SPARE = 50_000_000  # bytes that stay free on the disk
 
@@ -215,16 +215,25 @@ def check_space(out: Path, tasks: tuple[Task, ...]) -> None:
         )
 
 
-def _controls(name: str, variant: Variant, source: YamlFile) -> tuple[Any, ...]:
-    built = []
+def _controls(name: str, variant: Variant, source: YamlFile) -> list[tuple[KeyPath, Any]]:
+    """The controls of a variant, its preset's first, each with its place in the file."""
+    from attn_control.catalog import preset
+
+    built: list[tuple[KeyPath, Any]] = []
+    if variant.preset is not None:
+        place: KeyPath = ("variants", name, "preset")
+        try:
+            built += [(place, control) for control in preset(variant.preset)]
+        except AttnControlError as error:
+            raise source.error(place, str(error)) from None
     for index, spec in enumerate(variant.controls):
         control, problem = _try(spec.name, spec.options)
         if problem is not None:
             culprit = _culprit(spec.name, spec.options, problem)
             path = ("variants", name, "controls", index, spec.name)
             raise source.error(path if culprit is None else (*path, culprit), problem)
-        built.append(control)
-    return tuple(built)
+        built.append((("variants", name, "controls", index), control))
+    return built
 
 
 def _try(name: str, options: dict[str, Any]) -> tuple[Any, str | None]:
@@ -248,22 +257,26 @@ def _culprit(name: str, options: dict[str, Any], problem: str) -> str | None:
 
 
 def _plan_variant(
-    pipe: Any, name: str, controls: tuple[Any, ...], kwargs: dict[str, Any], source: YamlFile
+    pipe: Any,
+    name: str,
+    placed: list[tuple[KeyPath, Any]],
+    kwargs: dict[str, Any],
+    source: YamlFile,
 ) -> VariantPlan:
     own = kwargs.get("sigmas") or kwargs.get("timesteps")
     steps = kwargs.get("num_inference_steps") or default_of(pipe, "num_inference_steps", 50)
     steps = len(own) if isinstance(own, list) else int(steps)
-    path = ("variants", name, "controls")
+    controls = tuple(control for _, control in placed)
     try:
         preview = _match(pipe, controls, steps)
     except AttnControlError as error:
         # Which one was it? Alone, only the culprit fails; else they fail together.
-        for index, control in enumerate(controls):
+        for place, control in placed:
             try:
                 _match(pipe, (control,), steps)
             except AttnControlError as alone:
-                raise source.error((*path, index), str(alone)) from None
-        raise source.error(path, str(error)) from None
+                raise source.error(place, str(alone)) from None
+        raise source.error(("variants", name, "controls"), str(error)) from None
     cost = preview.row_forwards(2 if uses_cfg(pipe, kwargs) else 1)
     described = tuple(describe(control) for control in controls)
     return VariantPlan(name, controls, described, kwargs, steps, cost, preview.exact)

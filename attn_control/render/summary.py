@@ -59,7 +59,9 @@ def share_right(rows: Sequence[Row]) -> Interval | None:
     scored = [row for row in rows if row["score"] is not None]
     if not scored:
         return None
-    return interval_over_prompts([row["score"]["right"] for row in scored], _prompts(scored), least=0)
+    return interval_over_prompts(
+        [row["score"]["right"] for row in scored], _prompts(scored), least=0
+    )
 
 
 def paired(rows: Sequence[Row], baseline: Sequence[Row]) -> Interval | None:
@@ -81,7 +83,9 @@ def _prompts(rows: Sequence[Row]) -> list[str]:
     return [row["prompt"] for row in rows]
 
 
-def interval_over_prompts(values: Sequence[float], prompts: Sequence[str], *, least: int) -> Interval:
+def interval_over_prompts(
+    values: Sequence[float], prompts: Sequence[str], *, least: int
+) -> Interval:
     """Bootstrap over prompts, and where that would claim certainty, a bound that does not.
 
     Too few prompts: the whole range, [least, 1]. All values alike: at least Wilson's share of all

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attn_control.errors import AttnControlError
+from attn_control.zoo.patterns import DARK, dark
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 # RGB, at least 110 apart from each other and from every background.
@@ -62,7 +63,10 @@ class CaptionSpec:
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawn object: centre and size (its box's longer side) in pixels, RGB in 0-255."""
+    """One drawn object: centre and size (its box's longer side) in pixels, RGB in 0-255.
+
+    texture and its phase in pixels: see `patterns.py`; shapes-sd3 and shapes-sd15 know only plain.
+    """
 
     colour: str
     shape: str
@@ -70,6 +74,8 @@ class SceneObject:
     y: float
     size: float
     rgb: tuple[float, float, float]
+    texture: str = "plain"
+    phase: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -136,10 +142,23 @@ def draw(scene: Scene) -> np.ndarray:
         xs = x0 + (np.arange((x1 - x0) * _SUPER) + 0.5) / _SUPER
         ys = y0 + (np.arange((y1 - y0) * _SUPER) + 0.5) / _SUPER
         cover = inside(o.shape, ((xs - o.x) / half)[None, :], ((ys - o.y) / half)[:, None])
-        cover = cover.reshape(y1 - y0, _SUPER, x1 - x0, _SUPER).mean((1, 3), dtype=np.float32)
         patch = image[y0:y1, x0:x1]
-        patch += cover[..., None] * (np.asarray(o.rgb, np.float32) - patch)
+        rgb = np.asarray(o.rgb, np.float32)
+        if o.texture == "plain":
+            patch += _mean(cover)[..., None] * (rgb - patch)
+        else:
+            second = dark(o.texture, (xs - o.phase[0])[None, :], (ys - o.phase[1])[:, None])
+            shares = _mean(cover & ~second)[..., None], _mean(cover & second)[..., None]
+            patch *= 1 - shares[0] - shares[1]
+            patch += shares[0] * rgb + shares[1] * DARK * rgb
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+
+def _mean(fine: np.ndarray) -> np.ndarray:
+    """The share of each pixel that a supersampled mask covers."""
+    height, width = fine.shape
+    cells = fine.reshape(height // _SUPER, _SUPER, width // _SUPER, _SUPER)
+    return cells.mean((1, 3), dtype=np.float32)
 
 
 def sample_scene(
@@ -171,10 +190,10 @@ def place(spec: CaptionSpec, rng: np.random.Generator, background: str | None = 
         if len(at) == 1 or _fits(at, sizes, spec.relation):
             break
     objects = tuple(
-        SceneObject(c, s, float(p[0]), float(p[1]), float(d), _jitter(COLOURS[c], rng))
+        SceneObject(c, s, float(p[0]), float(p[1]), float(d), jitter(COLOURS[c], rng))
         for (c, s), p, d in zip(spec.objects, at, sizes, strict=True)
     )
-    return Scene(objects, background, _jitter(BACKGROUNDS[background], rng, 5), caption_of(spec))
+    return Scene(objects, background, jitter(BACKGROUNDS[background], rng, 5), caption_of(spec))
 
 
 def _fits(at: list[np.ndarray], sizes: np.ndarray, relation: str | None) -> bool:
@@ -192,8 +211,9 @@ def _fits(at: list[np.ndarray], sizes: np.ndarray, relation: str | None) -> bool
     return side > 0 and side >= 1.3 * abs(other)
 
 
-def _jitter(
+def jitter(
     rgb: tuple[int, int, int], rng: np.random.Generator, amount: float = 10
 ) -> tuple[float, float, float]:
+    """A colour moved by up to `amount` a channel, within 0-255."""
     r, g, b = np.clip(np.asarray(rgb) + rng.uniform(-amount, amount, 3), 0, 255)
     return float(r), float(g), float(b)

@@ -66,9 +66,9 @@ def score(image: Any, caption: str) -> Score:
         _holds([getattr(o, key) for o in found], [pair[i] for pair in spec.objects])
         for i, key in enumerate(("colour", "shape"))
     )
-    matched = _match(spec.objects, found)
+    matched = match(spec.objects, found)
     bound = matched is not None
-    relation = spec.relation is None or (bound and _related(spec.relation, *matched))
+    relation = spec.relation is None or (bound and related(spec.relation, *matched))
     on = spec.background is None or spec.background == background
     right = bound and relation and on and len(found) == len(spec.objects)
     return Score(present, bound, relation, on, right, found)
@@ -78,12 +78,12 @@ def find_objects(image: Any) -> tuple[str | None, tuple[FoundObject, ...]]:
     """The background's name (None if it is none of the palette) and all objects, largest first."""
     import cv2
 
-    rgb = cv2.resize(_as_array(image), (_WORK, _WORK), interpolation=cv2.INTER_LINEAR)
+    rgb = cv2.resize(as_array(image), (_WORK, _WORK), interpolation=cv2.INTER_LINEAR)
     rgb = rgb.astype(np.float32)
     edge = np.concatenate([rgb[:8].reshape(-1, 3), rgb[-8:].reshape(-1, 3),
                            rgb[:, :8].reshape(-1, 3), rgb[:, -8:].reshape(-1, 3)])  # fmt: skip
     back = np.median(edge, 0)
-    name, distance = _nearest(back, {**BACKGROUNDS, **COLOURS})
+    name, distance = nearest(back, {**BACKGROUNDS, **COLOURS})
     background = name if name in BACKGROUNDS and distance <= _COLOUR else None
     differs = (np.linalg.norm(rgb - back, axis=-1) > _FOREGROUND).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(differs, connectivity=4)
@@ -101,7 +101,7 @@ def _describe(rgb: np.ndarray, back: np.ndarray, piece: np.ndarray) -> FoundObje
     core = cv2.erode(piece8, np.ones((5, 5), np.uint8), borderValue=0).astype(bool)
     inner = rgb[core if core.sum() >= 30 else piece]
     colour_rgb = np.median(inner, 0)
-    colour, distance = _nearest(colour_rgb, COLOURS)
+    colour, distance = nearest(colour_rgb, COLOURS)
     palette = np.asarray(list(COLOURS.values()), np.float32)
     votes = np.linalg.norm(inner[:, None] - palette, axis=-1).argmin(1)
     pure = float((votes == list(COLOURS).index(colour)).mean())
@@ -113,7 +113,7 @@ def _describe(rgb: np.ndarray, back: np.ndarray, piece: np.ndarray) -> FoundObje
     mask = near & (alpha > 0.5)
     ys, xs = np.nonzero(mask if mask.any() else piece)
     box = mask[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-    shape, iou = _shape_of(box)
+    shape, iou = shape_of(box)
     return FoundObject(
         colour if distance <= _COLOUR and pure >= _PURE else None,
         shape if iou >= _MIN_IOU else None,
@@ -124,7 +124,7 @@ def _describe(rgb: np.ndarray, back: np.ndarray, piece: np.ndarray) -> FoundObje
     )
 
 
-def _shape_of(box: np.ndarray) -> tuple[str | None, float]:
+def shape_of(box: np.ndarray) -> tuple[str | None, float]:
     """The best of the ideal shapes for a mask cut to its bounding box, and its overlap (IoU)."""
     import cv2
 
@@ -156,7 +156,7 @@ def _ideals() -> tuple[tuple[str, np.ndarray], ...]:
     )
 
 
-def _as_array(image: Any) -> np.ndarray:
+def as_array(image: Any) -> np.ndarray:
     if hasattr(image, "convert"):  # PIL, without importing it
         image = np.asarray(image.convert("RGB"))
     ok = isinstance(image, np.ndarray) and image.dtype == np.uint8
@@ -170,7 +170,7 @@ def _as_array(image: Any) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _nearest(rgb: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> tuple[str, float]:
+def nearest(rgb: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> tuple[str, float]:
     names = list(palette)
     distances = [float(np.linalg.norm(rgb - np.asarray(palette[n], np.float32))) for n in names]
     i = int(np.argmin(distances))
@@ -181,7 +181,7 @@ def _holds(have: list[str | None], want: list[str]) -> bool:
     return all(have.count(w) >= want.count(w) for w in want)
 
 
-def _match(
+def match(
     wanted: tuple[tuple[str, str], ...], found: tuple[FoundObject, ...]
 ) -> list[FoundObject] | None:
     left, out = list(found), []
@@ -194,7 +194,7 @@ def _match(
     return out
 
 
-def _related(relation: str, a: FoundObject, b: FoundObject) -> bool:
+def related(relation: str, a: FoundObject, b: FoundObject) -> bool:
     dx, dy = b.x - a.x, b.y - a.y
     side, other = {
         "left of": (dx, dy),

@@ -165,12 +165,13 @@ def measure(count: int = 2000, sizes: tuple[int, ...] = (64, 128, 256), vae: Any
     if vae is not None:
         for i in range(0, count, 50):
             batch = scenes[i : i + 50]
-            for scene, image in zip(batch, _round_trip(vae, [draw(s) for s in batch]), strict=True):
+            for scene, image in zip(batch, round_trip(vae, [draw(s) for s in batch]), strict=True):
                 add("right, 128 px after the autoencoder", image, scene.caption)
     return rows
 
 
-def _round_trip(vae: Any, images: list[np.ndarray]) -> np.ndarray:
+def round_trip(vae: Any, images: list[np.ndarray]) -> np.ndarray:
+    """Pictures uint8 (count, H, W, 3) after encoding and decoding."""
     import torch
 
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

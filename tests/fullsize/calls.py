@@ -82,10 +82,10 @@ def _krea2() -> Call:
                  encoder_attention_mask=ones(512))  # fmt: skip
 
 
-def _qwen(*shapes: tuple[int, int, int]) -> Call:
+def _qwen(*shapes: tuple[int, int, int], **more: Any) -> Call:
     tokens = sum(frames * height * width for frames, height, width in shapes)
     return _call((tokens, 64), 512, 3584, time=0.5, img_shapes=[list(shapes)],
-                 encoder_hidden_states_mask=ones(512))  # fmt: skip
+                 encoder_hidden_states_mask=ones(512), **more)  # fmt: skip
 
 
 def _sizes(*names: str) -> Call:
@@ -207,6 +207,8 @@ CALLS: dict[str, Callable[[], Call]] = {
     "longcat-image": _longcat,
     "qwen-image": lambda: _qwen((1, 64, 64)),
     "qwen-image-edit": lambda: _qwen((1, 64, 64), (1, 64, 64)),
+    # Four layers and what they make up, of 640 x 640 pixels, and the picture to be taken apart.
+    "qwen-image-layered": lambda: _qwen(*[(1, 40, 40)] * 6, additional_t_cond=torch.tensor([0])),
     "cogview4": lambda: _call((16, 128, 128), 1024, 4096,
                               **_sizes("original_size", "target_size", "crop_coords")),
     "cogview3plus": lambda: _call((16, 128, 128), 224, 4096,

@@ -76,6 +76,10 @@ FIGURES = {
     "longcat-image": _joint(30, 24, 128, 6270668864, f"text 512, {_1K}"),
     "qwen-image": _joint(60, 24, 128, 20430401088, f"text 512, {_1K}"),
     "qwen-image-edit": _joint(60, 24, 128, 20430401088, f"text 512, {_1K}, reference 64x64"),
+    "qwen-image-layered": _joint(
+        60, 24, 128, 20430401088 + 2 * 3072,
+        "text 512" + ", image 40x40" * 5 + ", reference 40x40",
+    ),
     "qwen-image-21": _unknown(_joint(32, 32, 128, 7115124736)),
     "cogview4": _joint(28, 32, 128, 6369118272, f"text 1024, {_1K}"),
     "cogview3plus": _joint(30, 64, 40, 2848836672, f"text 224, {_1K}"),

@@ -70,7 +70,7 @@ def test_the_softmax_has_the_tokens_that_the_layout_says(name):
 
 
 def test_plans_are_small(name):
-    """A plan holds a strength a head and a count a control; a blur also two matrices of the
+    """A plan holds a strength a head and a count a control; a blur also two matrices of each
     picture's height and width. Nothing in it is of tokens by tokens.
     """
     if name not in CALLS:
@@ -79,14 +79,12 @@ def test_plans_are_small(name):
     gate = HeadGate(", ".join(site.label for site in sites), gain=0.5)
     assert plan_bytes(name, gate) == sum(4 * site.heads + 8 for site in sites)
     layouts = {site: _layout(site, call, model) for site in sites if site.slot in SEG.slots}
+    expected = sum(4 * site.heads + 8 for site in layouts)
+    for segment in (s for layout in layouts.values() for s in layout.q):
+        if segment.role in ("image", "video"):
+            _, height, width = segment.grid
+            expected += 4 * (height**2 + width**2)
     if layouts:
-        grids = [
-            next(s.grid for s in x.q if s.role in ("image", "video")) for x in layouts.values()
-        ]
-        expected = sum(
-            4 * site.heads + 8 + 4 * (grid[1] ** 2 + grid[2] ** 2)
-            for site, grid in zip(layouts, grids, strict=True)
-        )
         assert plan_bytes(name, SEG("all", sigma=2.0)) == expected < 4 * 2**20
 
 

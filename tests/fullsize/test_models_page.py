@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import diffusers
+import pytest
 from fullsize.measure import NAMES, Seen, published, seen
 from test_every_denoiser import exported, kind
 
@@ -42,6 +43,10 @@ pipeline's default size.
   (frames x) height x width. Texts have the most tokens that the pipeline takes. FLUX.3, Qwen-Image
   and ERNIE-Image take them as long as the prompt: here 512, 512 and 256.
 - *Text* says where it stands relative to the picture.
+
+What a pipeline does not tell its denoiser, no layout can say: frames of reference that Wan VACE
+puts before the video, and tokens of conditions that LTX-Video's condition pipeline puts there,
+count as the video's.
 
 Configs, and where each was read, are in `tests/fullsize/configs/`. A dagger: none was found, and
 the class's defaults stand in.
@@ -140,6 +145,7 @@ def _page() -> Iterator[str]:
     yield from (f"| `{cls}` | {REFUSED[cls]} |" for cls in exported() if cls in REFUSED)
 
 
+@pytest.mark.slow  # alone; after test_fullsize.py all is known already
 def test_the_page_of_models_is_what_attaching_finds():
     page = "\n".join(_page()) + "\n"
     if os.environ.get("UPDATE_README"):

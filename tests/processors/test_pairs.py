@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,19 @@ def _pag(op: str, where: str = "all", u: float = 0.6, scale: float = 2.0, **opti
         GUIDE,
         lambda _, heads: SoftPAG(_label(heads), u=u, scale=scale, tokens=where, **given, **options),
         lambda heads: toward(op, u, heads, where, rows="cx", seed=options.get("seed", 0)),
-        {"scale": scale, **{n: v for n, v in options.items() if n != "seed"}},
+        {"scale": scale, **{n: v for n, v in options.items() if n not in ("seed", "batched")}},
         joint=op.startswith("ii"),
     )
 
 
 def _skip(what: str, u: float, **options: Any) -> Kind:
     """SkipLayers as a guide, or fused."""
-    fused = options.get("fused", False)
-    part = "u < 1" if u < 1 else "u = 1"
+    fused = "fused" in options
+    way = next((name for name in ("fused", "batched") if name in options), "")
+    part = ", u < 1" if u < 1 else ", u = 1"
     given = options if fused else {"scale": 1.5, **options}
     return Kind(
-        f"`SkipLayers(what={what!r}, fused=True)`, {part}".replace("'", '"') if fused else GUIDE,
+        f'`SkipLayers(what="{what}", {way}=True)`{part if fused else ""}' if way else GUIDE,
         lambda *_: SkipLayers("L0-1" if "stochastic" in options else "L1", u=u, what=what, **given),
         lambda _: leave_out(
             "attention branch" if what == "attention" else what, u, "n" if fused else "cx"
@@ -85,7 +86,7 @@ def _draws_block_1(seed: int) -> bool:
     return int(torch.randperm(2, generator=generator)[0]) == 1
 
 
-GUIDE = "a guide: SoftPAG, SEG, SkipLayers"
+GUIDE, BATCHED = "a guide: SoftPAG, SEG, SkipLayers", "`SoftPAG`, `SEG` with `batched=True`"
 SHARPEN, GATE, NEGATIVE = "`SoftPAG(u < 0)`", "`HeadGate`", "`NAG`"
 FUSED = "`SoftPAG`, `SEG` with `fused=True`"
 KINDS = {
@@ -120,6 +121,8 @@ KINDS = {
     "stochastic": _skip(
         "block", 1.0, stochastic=1, seed=next(s for s in range(1, 9) if _draws_block_1(s))
     ),
+    "batched": replace(_pag("uniform", "image", u=0.7, batched=True), group=BATCHED),
+    "batched attention": _skip("attention", 1.0, batched=True),
     "sharpen": Kind(
         SHARPEN,
         lambda _, heads: SoftPAG(_label(heads), u=-0.5, cap=1.3),
@@ -149,13 +152,15 @@ KINDS = {
     "fused attention": _skip("attention", 1.0, fused=True),
 }
 GROUPS = tuple(dict.fromkeys(kind.group for kind in KINDS.values()))
+SKIPPED = KINDS["batched attention"].group
 BLOCK, WHOLE, ATTENTION = (KINDS[f"fused {n}"].group for n in ("block", "whole block", "attention"))
 # Of each of these one control would be lost: written here by hand, and nowhere derived.
 ILLEGAL = {
     frozenset(pair)
     for pair in (
-        (NEGATIVE, NEGATIVE), (BLOCK, BLOCK), (BLOCK, WHOLE), (WHOLE, WHOLE), (WHOLE, ATTENTION),
-        (WHOLE, FUSED), (ATTENTION, ATTENTION), (ATTENTION, FUSED),
+        (NEGATIVE, NEGATIVE), (NEGATIVE, BATCHED), (BLOCK, BLOCK), (BLOCK, WHOLE),
+        (WHOLE, WHOLE), (WHOLE, ATTENTION), (WHOLE, FUSED), (ATTENTION, ATTENTION),
+        (ATTENTION, FUSED), (NEGATIVE, SKIPPED), (SKIPPED, SKIPPED), (SKIPPED, ATTENTION),
     )
 }  # fmt: skip
 

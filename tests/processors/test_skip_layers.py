@@ -13,6 +13,7 @@ from guides_shared import combine, run
 from tiny_oracle import close, forwards
 
 from attn_control import AttnControlError, attach
+from attn_control.bypass import BypassPlan
 from attn_control.processors import SkipLayers, SoftPAG
 
 BLOCKS = {
@@ -246,3 +247,14 @@ BAD = [
 def test_bad_draws_are_named(make, words):
     with pytest.raises(AttnControlError, match=words):
         make()
+
+
+@pytest.mark.parametrize("rows", [None, (0, 1), (1, 3), (3, 4)])
+def test_only_the_rows_of_a_branch_are_led_away(rows):
+    y, x = torch.randn(2, 4, 5, 3).unbind()
+    plan = BypassPlan("block", torch.tensor(0.4), False, torch.zeros(1), 0.4, rows)
+    led, silenced = y.clone(), y.clone()
+    for row in range(*(rows or (0, 4))):
+        led[row], silenced[row] = 0.6 * y[row] + 0.4 * x[row], 0.6 * y[row]
+    torch.testing.assert_close(plan.mix(y, x), led)
+    torch.testing.assert_close(plan.mix(y, None), silenced)

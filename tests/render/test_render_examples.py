@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from attn_control.catalog import preset
 from attn_control.processors import build_control
 from attn_control.render import job_from_text, load_job
 from attn_control.render.command import quickstart_job
@@ -84,11 +85,11 @@ def test_the_quickstart_has_the_five_variants_of_the_comparison():
         "CFG",
         "CFG + SoftPAG heads",
     ]
-    layer = job.variants["layer PAG"].controls[0].options["heads"]
-    assert re.fullmatch(r"L\d+", layer)
-    chosen = job.variants["SoftPAG heads"].controls
-    assert chosen == job.variants["CFG + SoftPAG heads"].controls or len(chosen) == 1
-    assert all("H" in item for item in chosen[0].options["heads"].split(","))
+    (layer,) = preset(job.variants["layer PAG"].preset)
+    assert re.fullmatch(r"L\d+", layer.heads)
+    (chosen,) = preset(job.variants["SoftPAG heads"].preset)
+    assert job.variants["SoftPAG heads"].preset == job.variants["CFG + SoftPAG heads"].preset
+    assert all("H" in item for item in chosen.heads.split(","))
 
 
 def test_the_quickstart_shares_no_prompt_with_the_screen_of_heads():

@@ -5,11 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from attn_control.errors import AttnControlError
 from attn_control.zoo.train import (
     autoencoder,
     common,
+    flux,
+    flux_model,
     latents,
     loop,
     muon,
@@ -26,6 +29,10 @@ TINY = {
         warmup=2, compile=False, zeros=0.5,
     ),
     "shapes-sd15": sd15.Settings(steps=6, batch=4, widths=(16, 32), warmup=2),
+    "shapes-flux": flux.Settings(
+        steps=6, coarse_batch=4, fine_batch=2, fine_every=3, fine_from=0.6, width=64, layers=(1, 1),
+        warmup=2, compile=False,
+    ),
 }  # fmt: skip
 NAMES = sorted(MODULES)
 
@@ -41,8 +48,10 @@ def one_thread():
 @pytest.fixture(scope="module")
 def data():
     g = torch.Generator().manual_seed(0)
-    captions = ["a red circle", "a blue ring above a cyan cross on a gray background"] * 8
-    return latents.Latents(torch.randn(16, 4, 32, 32, generator=g).half(), captions)
+    captions = ["a red circle", "a blue ring above a cyan cross on a gray background"] * 4
+    captions += ["a red circle with the texture of the reference"] * 8
+    targets, references = torch.randn(2, 16, 4, 32, 32, generator=g).half()
+    return latents.Latents(targets, captions, references)
 
 
 def test_every_model_is_tried_here():
@@ -75,11 +84,13 @@ def test_init_from_starts_at_the_averaged_weights(name, tmp_path, data):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learning_lowers_the_loss(name, tmp_path, data):
-    one = latents.Latents(data.targets[:1], data.captions[:1])
-    if name == "shapes-sd3":
-        changes = {"steps": 200, "fine_from": 0.9, "peak": 5e-3, "warmup": 5}
-    else:
+    # For shapes-flux one that names its texture and one that points to a reference.
+    few = [0, 8] if name == "shapes-flux" else [0]
+    one = latents.Latents(data.targets[few], [data.captions[i] for i in few], data.references[few])
+    if name == "shapes-sd15":
         changes = {"steps": 60, "peak": 5e-3, "warmup": 5}
+    else:
+        changes = {"steps": 200, "fine_from": 0.9, "peak": 5e-3, "warmup": 5}
     lesson = module(name).Lesson(dataclasses.replace(TINY[name], **changes), one)
     before = lesson.loss(0)[1].item()
     loop.train(tmp_path, lesson)
@@ -89,9 +100,9 @@ def test_learning_lowers_the_loss(name, tmp_path, data):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_some_captions_are_emptied_just_as_the_pipeline_empties_them(name, data):
-    sizes = {"shapes-sd3": "coarse_batch", "shapes-sd15": "batch"}
-    lesson = module(name).Lesson(dataclasses.replace(TINY[name], **{sizes[name]: 400}), data)
-    empty = text.tokenize(text.build_tokenizer(), [""])[0]
+    size = {"batch" if name == "shapes-sd15" else "coarse_batch": 400}
+    lesson = module(name).Lesson(dataclasses.replace(TINY[name], **size), data)
+    empty = text.tokenize(lesson.trainee.tokenizer, [""])[0]
     assert 20 < sum(torch.equal(row, empty) for row in lesson.batch(0)["ids"]) < 70
 
 
@@ -131,6 +142,54 @@ def test_fine_velocity_is_the_shipped_model_and_coarse_has_the_same_shape():
         torch.testing.assert_close(sd3_model.velocity(net, x, t, states, pooled), want)
         coarse = sd3_model.Coarse(64)
         assert sd3_model.velocity(net, x, t, states, pooled, coarse).shape == x.shape
+
+
+def test_flux_s_velocity_is_the_shipped_model_in_kontext_order():
+    from diffusers import FluxKontextPipeline, FluxPipeline
+
+    torch.manual_seed(0)
+    net = flux_model.build(64, (1, 2))
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, reference, t = torch.randn(2, 4, 32, 32), torch.randn(2, 4, 32, 32), torch.tensor([0.1, 0.9])
+    states, pooled = torch.randn(2, 9, 64), torch.randn(2, 64)
+    target = FluxPipeline._pack_latents(x, 2, 4, 32, 32)
+    ids = FluxPipeline._prepare_latent_image_ids(2, 16, 16, "cpu", torch.float32)
+    assert torch.equal(flux_model.pack(x), target) and torch.equal(flux_model.places(16), ids)
+    assert torch.equal(flux_model.unpack(flux_model.pack(x, 4), 4), x)
+    after = FluxKontextPipeline._prepare_latent_image_ids(2, 16, 16, "cpu", torch.float32)
+    after[..., 0] = 1  # as FluxKontextPipeline.prepare_latents has it
+    both = torch.cat([target, FluxPipeline._pack_latents(reference, 2, 4, 32, 32)], 1)
+    with torch.no_grad():
+        for tokens, where, extra in (
+            (target, ids, None),
+            (both, torch.cat([ids, after]), reference),
+        ):
+            want = net(
+                tokens, encoder_hidden_states=states, pooled_projections=pooled, timestep=t,
+                img_ids=where, txt_ids=torch.zeros(9, 3),
+            ).sample[:, :256]  # fmt: skip
+            want = FluxPipeline._unpack_latents(want, 128, 128, 4)
+            torch.testing.assert_close(
+                flux_model.velocity(net, x, t, states, pooled, extra), want, atol=2e-5, rtol=1e-4
+            )
+        coarse = flux_model.Coarse(64)
+        got = flux_model.velocity(net, x, t, states, pooled, reference, coarse)
+    assert got.shape == x.shape
+
+
+def test_a_flux_step_shows_references_just_where_captions_point_to_them(data):
+    lesson = flux.Lesson(dataclasses.replace(TINY["shapes-flux"], coarse_batch=16, drop=0.0), data)
+    pointing = text.tokenize(lesson.trainee.t5_tokenizer, data.captions[8:9])[0]
+    kinds = set()
+    for step in range(12):
+        b = lesson.batch(step)
+        kinds.add("reference" in b)
+        assert ("reference" in b) == bool((b["t5_ids"] == pointing).all())
+        for i, x0 in enumerate(b["x0"] if "reference" in b else []):
+            at = next(j for j, z in enumerate(data.targets) if torch.equal(z.float(), x0))
+            assert torch.equal(b["reference"][i], data.references[at].float())
+    assert kinds == {True, False}
 
 
 def test_a_128_px_picture_sees_positions_from_zero():
@@ -229,9 +288,21 @@ def test_all_stages_end_in_a_folder_that_stock_diffusers_loads_and_runs(name, tm
             flags += [f"--{flag}", *map(str, values)]
     flags += ["--scenes", "4", "--autoencoder-steps", "2", "--autoencoder-width", "8"]
     flags += ["--decoder-steps", "1", "--threads", "1"]
+    if name == "shapes-flux":
+        pointed = [flux.SOURCE(seed)[0].find("reference") > 0 for seed in range(4)]
+        assert {True, False} == set(pointed)
     main([name, "--work", str(tmp_path), "--out", str(tmp_path / "out"), *flags])
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    call = {"num_inference_steps": 2, "height": 128, "width": 128}
-    image = pipe("a red circle", output_type="np", **call).images[0]
+    call = {"num_inference_steps": 2, "output_type": "np", "height": 128, "width": 128}
+    image = pipe("a red circle", **call).images[0]
     assert image.shape == (128, 128, 3) and np.isfinite(image).all()
+    if name == "shapes-flux":
+        from diffusers import FluxKontextPipeline
+
+        kontext = FluxKontextPipeline(**pipe.components)
+        kontext.set_progress_bar_config(disable=True)
+        caption, (_, reference) = flux.SOURCE(0)
+        call |= {"max_area": 128 * 128, "_auto_resize": False, "max_sequence_length": 24}
+        image = kontext(image=Image.fromarray(reference), prompt=caption, **call).images[0]
+        assert image.shape == (128, 128, 3) and np.isfinite(image).all()

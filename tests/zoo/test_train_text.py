@@ -8,7 +8,10 @@ import sys
 import torch
 from transformers import CLIPTokenizer
 
-from attn_control.zoo.train import text
+from attn_control.zoo.train import flux, text
+
+# Some of the numbers that trained weights were trained with: they may never move.
+PLAIN = {"a": 320, "red": 591, "circle": 532}
 
 
 def test_every_word_is_one_token_and_captions_fit():
@@ -52,3 +55,21 @@ def test_the_encoders_pool_at_the_first_end_token():
         again = encoder(tail[None]).text_embeds[0]
     assert not torch.allclose(*pooled)
     torch.testing.assert_close(pooled[0], again)
+
+
+def test_flux_s_two_tokenizers_know_every_word_and_fit_every_caption():
+    words = flux.vocabulary()
+    clip = text.build_tokenizer(words, flux.LENGTH)
+    t5 = text.build_t5_tokenizer(words, flux.LENGTH)
+    longest = (
+        "a purple triangle right of a yellow triangle with the texture of the reference "
+        "on a white background"
+    )
+    for tokenizer, marks in ((clip, 2), (t5, 1)):
+        ids = text.tokenize(tokenizer, [longest, longest.upper()])
+        assert ids.shape == (2, flux.LENGTH) and torch.equal(ids[0], ids[1])
+        assert len(tokenizer(longest).input_ids) == len(longest.split()) + marks <= flux.LENGTH
+        assert len({tokenizer(word).input_ids[-2] for word in words}) == len(words)
+    assert t5(longest).input_ids[-1] == t5.eos_token_id == 1
+    # Its words do not move those of the plain scenes, whose numbers are in shipped weights.
+    assert text.build_tokenizer()("a red circle").input_ids[1:-1] == [PLAIN[w] for w in PLAIN]

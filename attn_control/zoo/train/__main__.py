@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-MODULES = {"shapes-sd3": "sd3", "shapes-sd15": "sd15"}
+MODULES = {"shapes-sd3": "sd3", "shapes-sd15": "sd15", "shapes-flux": "flux"}
 STAGES = ("autoencoder", "latents", "denoiser", "decoder", "export")
 
 

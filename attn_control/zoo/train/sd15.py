@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from attn_control.zoo.train import loop
 from attn_control.zoo.train.common import generator
 from attn_control.zoo.train.export import load_vae
 from attn_control.zoo.train.latents import Latents, chances, pick
-from attn_control.zoo.train.text import LENGTH, WIDTH, build_tokenizer, tokenize
+from attn_control.zoo.train.text import WIDTH, build_encoder, build_tokenizer, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +59,6 @@ def build(widths: tuple[int, ...] = (32, 96, 128)) -> UNet2DConditionModel:
     return unet
 
 
-def build_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained two-layer text encoder of width 64."""
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=4 * WIDTH,
-        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=LENGTH,
-        hidden_act="gelu", bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    encoder = CLIPTextModel(config)
-    for name, p in encoder.named_parameters():  # wider than CLIP's start, as in text.py
-        if "token_embedding" in name or "position_embedding" in name:
-            nn.init.normal_(p, std=0.3 if "token" in name else 0.1)
-    return encoder
-
-
 class Trainee(nn.Module):
     """All that is trained: the UNet and its text encoder."""
 
@@ -83,7 +68,7 @@ class Trainee(nn.Module):
         self.denoiser = build(tuple(s.widths))
         # On a CPU the flash kernel's backward takes twice as long as the plain formula.
         self.denoiser.set_attn_processor(AttnProcessor())
-        self.encoder = build_encoder(self.tokenizer)
+        self.encoder = build_encoder(self.tokenizer, CLIPTextModel)
 
 
 class Lesson:

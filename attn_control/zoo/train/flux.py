@@ -1,0 +1,177 @@
+"""shapes-flux: double and single blocks with RoPE, trained by flow matching, often with a reference
+picture's tokens after the target's (Kontext's order), whose texture the target is to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from torch import nn
+from transformers import CLIPTextModel, T5Config, T5EncoderModel
+
+from attn_control.zoo.patterns import TEXTURES
+from attn_control.zoo.scenes import draw
+from attn_control.zoo.textures import REFERENCE, sample_textured
+from attn_control.zoo.train import flux_model as door
+from attn_control.zoo.train import loop
+from attn_control.zoo.train.common import generator, logit_normal
+from attn_control.zoo.train.export import load_vae
+from attn_control.zoo.train.latents import Latents, chances, pick
+from attn_control.zoo.train.text import (
+    WIDTH,
+    build_encoder,
+    build_t5_tokenizer,
+    build_tokenizer,
+    tokenize,
+    words,
+)
+
+LENGTH = 24  # tokens of both tokenizers; the longest caption takes 22 with CLIP's two marks
+SHIFT = 2.0  # of the sampler's times
+
+
+def SOURCE(seed: int) -> tuple[str, list[np.ndarray]]:
+    """A textured scene: caption, target and reference."""
+    target, reference = sample_textured(seed)
+    return target.caption, [draw(target), draw(reference)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(loop.Settings):
+    """Everything that shapes a run; kept in its checkpoint."""
+
+    coarse_batch: int = 48
+    fine_batch: int = 12
+    fine_every: int = 5
+    fine_from: float = 0.75  # share of the steps after which all are fine
+    time_mean: float = 0.6
+    time_std: float = 1.1
+    drop: float = 0.1  # captions emptied, for classifier-free guidance
+    reference: float = 0.7  # share of steps whose captions point to a reference
+    single: float = 1.5  # how much likelier than one of two objects a one-object scene is drawn
+    hard: float = 1.4  # the same for scenes with a ring or a cross: the shapes learnt last
+    width: int = 128
+    layers: tuple[int, ...] = (2, 6)  # double blocks, single blocks
+    compile: bool = True
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption of this model can hold."""
+    return sorted({*words(), *TEXTURES[1:], *REFERENCE.split()})
+
+
+def build_t5(count: int) -> T5EncoderModel:
+    """An untrained two-layer T5 encoder of width 64 for `count` words."""
+    config = T5Config(
+        vocab_size=count, d_model=WIDTH, d_kv=16, num_heads=4, d_ff=4 * WIDTH, num_layers=2,
+        relative_attention_num_buckets=16, relative_attention_max_distance=32, dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    return T5EncoderModel(config)
+
+
+class Trainee(nn.Module):
+    """All that is trained: denoiser, its coarse door and the text encoders."""
+
+    def __init__(self, s: Settings):
+        super().__init__()
+        self.tokenizer = build_tokenizer(vocabulary(), LENGTH)
+        self.t5_tokenizer = build_t5_tokenizer(vocabulary(), LENGTH)
+        self.denoiser = door.build(s.width, tuple(s.layers))
+        self.coarse = door.Coarse(s.width)
+        self.encoder = build_encoder(self.tokenizer, CLIPTextModel)
+        self.t5 = build_t5(len(self.t5_tokenizer))
+
+
+def _losses(
+    trainee: Trainee,
+    fine: bool,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    states: torch.Tensor,
+    pooled: torch.Tensor,
+    reference: torch.Tensor | None,
+    target: torch.Tensor,
+) -> torch.Tensor:
+    coarse = None if fine else trainee.coarse
+    out = door.velocity(trainee.denoiser, x, t, states, pooled, reference, coarse)
+    return F.mse_loss(out.float(), target)
+
+
+class Lesson:
+    """Textured scenes; a step is with references or without, and at one size of patches."""
+
+    def __init__(self, s: Settings, data: Latents):
+        torch.manual_seed(s.seed)
+        self.settings, self.data = s, data
+        self.trainee = Trainee(s)
+        self.tokenizers = self.trainee.tokenizer, self.trainee.t5_tokenizer
+        self.ids = [tokenize(t, data.captions) for t in self.tokenizers]
+        self.empty = [tokenize(t, [""])[0] for t in self.tokenizers]
+        # Which scenes point to their reference, and the chance of each within its kind.
+        pointing = torch.tensor([REFERENCE in caption for caption in data.captions])
+        self.kinds = [(~pointing).nonzero()[:, 0], pointing.nonzero()[:, 0]]
+        self.chances = [
+            chances([data.captions[i] for i in kind.tolist()], s.single, s.hard)
+            for kind in self.kinds
+        ]
+        self.losses = torch.compile(_losses, dynamic=False) if s.compile else _losses
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """Where Muon works."""
+        net = self.trainee.denoiser
+        return [net.transformer_blocks, net.single_transformer_blocks]
+
+    def is_fine(self, step: int) -> bool:
+        """Whether a step runs at the shipped resolution."""
+        s = self.settings
+        return step >= s.fine_from * s.steps or step % s.fine_every == s.fine_every - 1
+
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
+        """The examples, times and noise of one step; "reference" only where captions point."""
+        s, g = self.settings, generator(self.settings.seed, step)
+        size = s.fine_batch if self.is_fine(step) else s.coarse_batch
+        pointing = int(torch.rand((), generator=g) < s.reference)
+        at = self.kinds[pointing][pick(self.chances[pointing], size, g)]
+        dropped = torch.rand(size, generator=g) < s.drop
+        x0 = self.data.targets[at].float()
+        out = {"x0": x0, "t": logit_normal(size, s.time_mean, s.time_std, g)}
+        out["noise"] = torch.randn(x0.shape, generator=g)
+        for name, ids, empty in zip(("ids", "t5_ids"), self.ids, self.empty, strict=True):
+            out[name] = torch.where(dropped[:, None], empty, ids[at])
+        if pointing and self.data.references is not None:
+            out["reference"] = self.data.references[at].float()
+        return out
+
+    def loss(self, step: int) -> tuple[str, torch.Tensor]:
+        """Mean squared error of the velocity; the kinds of steps are logged apart."""
+        b, fine = self.batch(step), self.is_fine(step)
+        t = b["t"][:, None, None, None]
+        x, target = torch.lerp(b["x0"], b["noise"], t), b["noise"] - b["x0"]
+        reference = b.get("reference")
+        with torch.autocast("cpu", torch.bfloat16):
+            pooled = self.trainee.encoder(b["ids"]).pooler_output
+            states = self.trainee.t5(b["t5_ids"])[0]
+            loss = self.losses(self.trainee, fine, x, b["t"], states, pooled, reference, target)
+        name = "fine" if fine else "coarse"
+        return name if reference is None else f"{name}_reference", loss
+
+
+def pipeline(work: Path, data: Path) -> FluxPipeline:
+    """The pipeline with the averaged weights of `work/denoiser.pt`, float32."""
+    trainee = loop.averaged(work, Settings, Trainee)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=load_vae(data),
+        text_encoder=trainee.encoder,
+        tokenizer=trainee.tokenizer,
+        text_encoder_2=trainee.t5,
+        tokenizer_2=trainee.t5_tokenizer,
+        transformer=trainee.denoiser,
+    )
