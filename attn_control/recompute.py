@@ -65,3 +65,18 @@ def refuse_in_backward(name: str) -> None:
             f"attach: {name} was called again in backward, as a whole; checkpoint its blocks"
             " instead, with enable_gradient_checkpointing()"
         )
+
+
+def refuse_traced(model: nn.Module, compiling: bool) -> None:
+    """Raises AttnControlError for checkpoints inside a graph: dynamo lets nothing in them publish
+    what the processors do.
+    """
+    if not torch.is_grad_enabled():
+        return
+    inner: Any = getattr(model, "_orig_mod", model)
+    whole = compiling or inner is not model or inner._compiled_call_impl is not None
+    if whole and getattr(inner, "is_gradient_checkpointing", False):
+        raise AttnControlError(
+            f"attach: gradient checkpointing inside a compiled {type(inner).__name__} cannot be"
+            " traced; compile its blocks alone, with compile_repeated_blocks()"
+        )

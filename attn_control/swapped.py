@@ -17,6 +17,7 @@ from torch._C._dynamo.eval_frame import set_eval_frame
 
 from attn_control.families import unwrap
 from attn_control.intercept import copied_as
+from attn_control.recompute import refuse_traced
 
 
 class _Context(threading.local):
@@ -29,6 +30,7 @@ context = _Context()
 
 @torch.compiler.disable(recursive=False)  # skips this frame only, not what it calls
 def _eagerly(
+    model: Any,
     call: Callable[..., Any],
     forward: Callable[..., Any],
     args: tuple[Any, ...],
@@ -51,6 +53,7 @@ def _eagerly(
             set_eval_frame(None)
 
     try:
+        refuse_traced(model, compiler is not None)
         return call(compiled if compiler is not None else forward, args, kwargs)
     finally:
         set_eval_frame(compiler)
@@ -67,7 +70,7 @@ def swapped_class(cls: Any) -> Any:
         return (
             forward(*args, **kwargs)
             if control is None
-            else _eagerly(control.call, forward, args, kwargs)
+            else _eagerly(self, control.call, forward, args, kwargs)
         )
 
     body: dict[str, Any] = {

@@ -151,3 +151,25 @@ def test_a_bare_denoiser_may_be_checkpointed_as_a_whole():
     with attach(model, GUIDE):
         loss = _loss(checkpoint(lambda: model(**call)[0], use_reentrant=False))
         _compare(_gradients(model, loss), _trained("sd3", GUIDE))
+
+
+@pytest.mark.parametrize("how", ["around", "attached", "in place"])
+def test_checkpoints_inside_a_graph_are_refused(how):
+    model, call = _checkpointed(tiny.sd3().train(), None), _inputs("sd3")
+    if how == "in place":
+        model.compile(backend="eager")
+    target = torch.compile(model, backend="eager") if how == "attached" else model
+    with attach(target, GUIDE):
+        compiled = torch.compile(model, backend="eager") if how == "around" else target
+        with pytest.raises(AttnControlError, match="gradient checkpointing inside a compiled SD3"):
+            compiled(**call)
+        with torch.no_grad():
+            compiled(**call)  # nothing runs again
+
+
+def test_checkpoints_of_compiled_blocks():
+    model, call = _checkpointed(tiny.flux().train(), None), _inputs("flux")
+    model.compile_repeated_blocks(backend="eager", fullgraph=True)
+    with attach(model, GUIDE):
+        loss = _loss(model(**call)[0])
+    _compare(_gradients(model, loss), _trained("flux", GUIDE))
