@@ -1,10 +1,9 @@
 """What attaching costs: ``python benchmarks/attach.py [--device cuda]``.
 
-Three triples of setup, benchmark and verify; a benchmark that does not verify is not one.
+Two triples of setup, benchmark and verify; a benchmark that does not verify is not one.
 
 1. attach and restore on 60 blocks: under 100 ms.
 2. attached but idle, in microseconds a call x sites, over the step at 1,024 tokens: under 1 %.
-3. SoftPAG's own arithmetic over the attention that it modifies, at 4,096 tokens.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ import torch.nn.functional as F
 from timing import Row, paired_difference, report, side_by_side
 
 from attn_control import attach
-from attn_control.call import Call
-from attn_control.kernels import Blend, Region
 from attn_control.processors import HeadGate, SoftPAG
 
 
@@ -162,50 +159,6 @@ class Idle:
         assert session.report().controls[0].calls == self.sites
 
 
-class OwnCost:
-    """The closed form of SoftPAG after a softmax over 4,096 tokens, on all of its heads."""
-
-    tokens, head_dim, strength = 4096, 64, 0.4
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        heads = 24 if device.type == "cuda" else 4
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        g = torch.Generator().manual_seed(0)
-        shape = (1, heads, self.tokens, self.head_dim)
-        q, k, v = (torch.randn(shape, generator=g).to(device, dtype) for _ in range(3))
-
-        def original() -> torch.Tensor:
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
-
-        self.call = Call(None, "main", q, k, v, None, None, original)  # type: ignore[arg-type]
-        u = torch.full((heads,), self.strength, device=device)
-        self.blend = Blend(Region(None, tuple(range(heads)), ((0, None),)), u)
-
-    @torch.no_grad()
-    def benchmark(self, rounds: int) -> list[Row]:
-        out = self.call.original()
-        rounds = max(5, rounds // 5)
-        calls = {"attention": self.call.original, "blend": lambda: self.blend(out, self.call)}
-        taken = side_by_side(calls, self.device, rounds)
-        ratio = statistics.median(
-            b / a for a, b in zip(taken["attention"], taken["blend"], strict=True)
-        )
-        shape = "x".join(map(str, self.call.q.shape))
-        note = f"{shape} {str(out.dtype).removeprefix('torch.')}; median of {rounds} interleaved"
-        return [Row("SoftPAG over its attention, 4,096 tokens", 100 * ratio, "%", None, note)]
-
-    def verify(self) -> None:
-        rows = slice(1000, 1064)
-        q, k, v = (t[:, 1].double() for t in (self.call.q, self.call.k, self.call.v))
-        a = (q[:, rows] @ k.mT * self.head_dim**-0.5).softmax(-1)
-        eye = torch.eye(self.tokens, dtype=a.dtype, device=a.device)[rows]
-        expected = ((1 - self.strength) * a + self.strength * eye) @ v
-        got = self.blend(self.call.original(), self.call)[:, 1, rows].double()
-        tolerance = 1e-5 if self.call.q.dtype == torch.float32 else 2e-2
-        assert (got - expected).abs().max() < tolerance, "not the dense softmax"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
@@ -213,7 +166,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     rows: list[Row] = []
-    for triple in (AttachRestore, Idle, OwnCost):
+    for triple in (AttachRestore, Idle):
         subject = triple(device)
         subject.verify()
         rows += subject.benchmark(options.rounds)

@@ -99,10 +99,10 @@ def test_inputs_of_a_bare_denoiser_are_made_up_or_it_is_said_why_not(name, make)
         assert torch.isfinite(model(**call, return_dict=False)[0]).all()
 
 
-def test_stacks_that_take_turns_are_a_warning():
+def test_stacks_that_do_not_run_as_numbered_are_a_warning():
     found = examination.examine_denoiser("transformer", MORE["vace"](), more_inputs("vace"))
     (warned,) = bad(list(found))
-    assert warned.status == "WARN" and "take turns" in warned.detail
+    assert warned.status == "WARN" and "stack by stack" in warned.detail
 
 
 def test_bfloat16():

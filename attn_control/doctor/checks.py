@@ -20,7 +20,8 @@ from attn_control.processors import Control, HeadGate, SoftPAG
 def sites(p: Patient) -> Finding:
     """Every site ran, with the heads that it claims, in the order in which layers are numbered.
 
-    Where stacks of blocks take turns, numbers rise within each: that is worth knowing, not wrong.
+    Stacks of blocks may take turns, or run in another order than they are numbered in: numbers rise
+    within each then, which is worth knowing and not wrong.
     """
     order = {name: number for number, name in enumerate(p.seen)}
     wrong = []
@@ -66,7 +67,7 @@ def sites(p: Patient) -> Finding:
     if others:
         detail += f"; {len(others)} more modules with attention are left alone"
     if interleaved:
-        detail += "; stacks of blocks take turns, layers are numbered stack by stack"
+        detail += "; layers are numbered stack by stack, which is not the order in which they ran"
     return Finding("WARN" if interleaved else "PASS", "sites", detail, figures)
 
 

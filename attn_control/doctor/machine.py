@@ -51,7 +51,11 @@ def _packages() -> list[Finding]:
         asked = [Requirement(text) for text in metadata.requires("attn-control") or ()]
     except metadata.PackageNotFoundError:  # a checkout on the path, never installed
         asked = []
-    floors = {each.name.replace("-", "_"): each.specifier for each in asked if not each.extras}
+    floors = {
+        each.name.replace("-", "_"): each.specifier
+        for each in asked
+        if each.marker is None or each.marker.evaluate({"extra": ""})  # of extras: not asked for
+    }
     found = []
     for name in _NEEDED:
         version, floor = version_of(name), floors.get(name)

@@ -19,7 +19,7 @@ def layout(p: Patient) -> Finding:
     """Lengths at every site, and the index of single tokens at the first site of each slot."""
     if p.family.layout is None:
         raise Skipped(
-            "attach-only: the order of this family's tokens is not known; what needs none works"
+            "attach-only: this family's order of tokens is not known; controls of all tokens work"
         )
     known = [(site, p.layout(site)) for site in p.sites]
     if all(found is None for _, found in known):

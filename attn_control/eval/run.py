@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from attn_control import zoo
-from attn_control.errors import AttnControlError
 from attn_control.eval.measure import as_dict, costs, difference, measure, share
 from attn_control.eval.plots import plot_result
 from attn_control.eval.power import detectable
@@ -97,7 +96,9 @@ def run_suite(
     prepared = prepare_suite(suite, out, spread)
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "plan.json", _json(plan_of(suite, prepared)))
-    measured, costing, judged = {}, {}, []
+    measured, costing = {}, {}
+    judged: list[dict[str, Any]] = []
+    notes: list[str] = []
     start = time.perf_counter()
     for name, each in prepared.items():
         if console is not None:
@@ -105,10 +106,7 @@ def run_suite(
         outcome = run(each, out / name, overwrite=overwrite, console=console)
         if outcome.interrupted:
             return EvalOutcome(None, [], interrupted=True)
-        if outcome.notes:
-            raise AttnControlError(
-                f"suite {suite.name!r}, job {name!r}: {'; '.join(outcome.notes)}"
-            )
+        notes += [f"{name}: {note}" for note in outcome.notes]
         spec = suite.suite.measurements[name]
         prompts = zoo.load_prompts(each.choice.name)
         measured[name] = measure(each, outcome.rows, spec, prompts, out / name / "images")
@@ -121,6 +119,7 @@ def run_suite(
         "digest": suite.digest,
         "spread": spread,
         "versions": versions(),
+        "notes": notes,
         "bars": judged,
         "measurements": measured,
     }

@@ -50,6 +50,7 @@ def result_page(result: Numbers) -> str:
         "Intervals: 95 %, whole prompts redrawn; differences in points, paired by prompt and seed. "
         f"Suite digest `{result['digest'][:12]}`."
     )
+    parts += [f"**Note:** {note}" for note in result["notes"]]
     if result["bars"]:
         parts += ["### Bars", bars_table(result["bars"])]
     for name, each in result["measurements"].items():

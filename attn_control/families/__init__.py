@@ -1,8 +1,10 @@
 """Per-model facts, as data: the only folder in which a model's class is named.
 
-A new model is one row of ``pictures.py`` or ``videos.py``: where its blocks are in execution order,
-which attention is which, in which order the tokens stand, and how its pipelines run classifier-free
-guidance. What has no row is in ``refused.py``, with the reason.
+A new model is one row of ``pictures.py`` or ``videos.py``, or of ``flux.py`` or ``wan.py`` if it is
+built like those: where its blocks are in execution order, which attention is which, in which order
+the tokens stand, and how its pipelines run classifier-free guidance. What has no row is in
+``refused.py``, with the reason; what stands beside a denoiser in ``controlnets.py``; what a
+pipeline or a guider does otherwise in ``pipelines.py``.
 """
 
 from attn_control.families.controlnets import CONTROLNETS

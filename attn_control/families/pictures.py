@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from attn_control import layouts
 from attn_control.families.family import EVERY, Family, evenly
+from attn_control.families.flux import BLOCKS, BY_IDS, FLUX, IDS, JOINT, ROWS
 
-_FLUX_ROWS = frozenset(
-    {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"}
-)
-_FLUX_BLOCKS = ("transformer_blocks.#", "single_transformer_blocks.#")
 _TWO = {"attn1": "self", "attn2": "cross"}
-_IDS = frozenset({"img_ids", "txt_ids"})
-_BY_IDS = frozenset({"img_ids"})
 _ONE = ("hidden_states",)
 _AFTER = ("hidden_states", "encoder_hidden_states")
-_JOINT = ("encoder_hidden_states", "hidden_states")
-_SINGLE_ALONE = {"transformer_blocks.#": _JOINT, "single_transformer_blocks.#": _ONE}
 
 
 PICTURES: tuple[Family, ...] = (
@@ -52,7 +45,7 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn": "joint", "attn2": "self2"},
         layout=layouts.image_then_text,
         cfg="batched",
-        block_returns=_JOINT,
+        block_returns=JOINT,
         row_fields=frozenset(
             {
                 "hidden_states",
@@ -63,75 +56,7 @@ PICTURES: tuple[Family, ...] = (
             }
         ),
     ),
-    Family(
-        name="FLUX.1",
-        denoiser="FluxTransformer2DModel",
-        blocks=_FLUX_BLOCKS,
-        slots={"attn": "joint"},
-        layout=layouts.text_then_packed,
-        by_value=_BY_IDS,
-        cfg="split",
-        sigmas=evenly,
-        block_returns=_JOINT,
-        timestep_scale=1e-3,
-        row_fields=_FLUX_ROWS,
-        shared_fields=_IDS,
-    ),
-    Family(
-        name="FLUX.2",
-        denoiser="Flux2Transformer2DModel",
-        blocks=_FLUX_BLOCKS,
-        slots={"attn": "joint"},
-        layout=layouts.text_then_packed_or_cached,
-        by_value=_BY_IDS | {"kv_cache_mode", "num_ref_tokens"},
-        cfg="split",
-        block_returns=_SINGLE_ALONE,
-        sigmas=evenly,
-        timestep_scale=1e-3,
-        row_fields=_FLUX_ROWS | _IDS,
-    ),
-    Family(
-        name="Chroma",
-        denoiser="ChromaTransformer2DModel",
-        blocks=_FLUX_BLOCKS,
-        slots={"attn": "joint"},
-        layout=layouts.text_then_packed,
-        by_value=_BY_IDS,
-        cfg="split",
-        block_returns=_SINGLE_ALONE,
-        sigmas=evenly,
-        timestep_scale=1e-3,
-        row_fields=_FLUX_ROWS | {"attention_mask"},
-        shared_fields=_IDS,
-    ),
-    Family(
-        name="Ovis-Image",
-        denoiser="OvisImageTransformer2DModel",
-        blocks=_FLUX_BLOCKS,
-        slots={"attn": "joint"},
-        layout=layouts.text_then_packed,
-        by_value=_BY_IDS,
-        cfg="split",
-        block_returns=_JOINT,
-        sigmas=evenly,
-        timestep_scale=1e-3,
-        row_fields=_FLUX_ROWS,
-        shared_fields=_IDS,
-    ),
-    Family(
-        name="LongCat-Image",
-        denoiser="LongCatImageTransformer2DModel",
-        blocks=_FLUX_BLOCKS,
-        slots={"attn": "joint"},
-        layout=layouts.text_then_packed,
-        by_value=_BY_IDS,
-        cfg="split",
-        block_returns=_JOINT,
-        sigmas=evenly,
-        timestep_scale=1e-3,
-        row_fields=_FLUX_ROWS,
-        shared_fields=_IDS,
-    ),
+    *FLUX,
     Family(
         name="Qwen-Image, Qwen-Image-Edit",
         denoiser="QwenImageTransformer2DModel",
@@ -140,10 +65,10 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_shapes,
         by_value=frozenset({"img_shapes"}),
         cfg="split",
-        block_returns=_JOINT,
+        block_returns=JOINT,
         sigmas=evenly,
         timestep_scale=1e-3,
-        row_fields=_FLUX_ROWS | {"encoder_hidden_states_mask", "additional_t_cond"},
+        row_fields=ROWS | {"encoder_hidden_states_mask", "additional_t_cond"},
     ),
     Family(
         name="CogView4",
@@ -171,12 +96,12 @@ PICTURES: tuple[Family, ...] = (
         blocks=("mode_blocks.image.#", "single_transformer_blocks.#"),
         slots={"mode_blocks.image.#.attn": "self", "attn": "joint"},
         layout=layouts.text_then_packed,
-        by_value=_BY_IDS,
+        by_value=BY_IDS,
         cfg="split",
-        block_returns={"mode_blocks.image.#": _ONE, "single_transformer_blocks.#": _JOINT},
+        block_returns={"mode_blocks.image.#": _ONE, "single_transformer_blocks.#": JOINT},
         timestep_scale=1e-3,
-        row_fields=_FLUX_ROWS | {"image_cond_hidden_states", "target_timestep"},
-        shared_fields=_IDS | {"image_cond_ids"},
+        row_fields=ROWS | {"image_cond_hidden_states", "target_timestep"},
+        shared_fields=IDS | {"image_cond_ids"},
     ),
     Family(
         name="AuraFlow",
@@ -185,9 +110,9 @@ PICTURES: tuple[Family, ...] = (
         slots={"attn": "joint"},
         layout=layouts.text_then_image,
         cfg="batched",
-        block_returns={"joint_transformer_blocks.#": _JOINT, "single_transformer_blocks.#": _ONE},
+        block_returns={"joint_transformer_blocks.#": JOINT, "single_transformer_blocks.#": _ONE},
         timestep_scale=1e-3,
-        row_fields=_FLUX_ROWS,
+        row_fields=ROWS,
     ),
     Family(
         name="PixArt-alpha, PixArt-Sigma",
@@ -197,7 +122,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.video_and_text,
         cfg="batched",
         block_returns=_ONE,
-        row_fields=_FLUX_ROWS | {"encoder_attention_mask", "added_cond_kwargs"},
+        row_fields=ROWS | {"encoder_attention_mask", "added_cond_kwargs"},
     ),
     Family(
         name="Sana",
@@ -208,7 +133,7 @@ PICTURES: tuple[Family, ...] = (
         cfg="batched",
         block_returns=_ONE,
         timestep_scale=None,
-        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+        row_fields=ROWS | {"encoder_attention_mask"},
     ),
     Family(
         name="Lumina Image 2.0",
@@ -223,18 +148,18 @@ PICTURES: tuple[Family, ...] = (
         attention_ends=("norm2",),
         sigmas=evenly,
         timestep_scale=None,
-        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+        row_fields=ROWS | {"encoder_attention_mask"},
     ),
     Family(
         name="HunyuanImage 2.1",
         denoiser="HunyuanImageTransformer2DModel",
-        blocks=_FLUX_BLOCKS,
+        blocks=BLOCKS,
         slots={"attn": "joint"},
         layout=layouts.image_then_text,
         cfg="split",
         block_returns=_AFTER,
         sigmas=evenly,
-        row_fields=_FLUX_ROWS
+        row_fields=ROWS
         | {
             "timestep_r",
             "encoder_attention_mask",
@@ -245,14 +170,14 @@ PICTURES: tuple[Family, ...] = (
     Family(
         name="Bria 3.2",
         denoiser="BriaTransformer2DModel",
-        blocks=_FLUX_BLOCKS,
+        blocks=BLOCKS,
         slots={"attn": "joint"},
         layout=layouts.text_then_packed,
-        by_value=_BY_IDS,
+        by_value=BY_IDS,
         cfg="batched",
-        block_returns=_JOINT,
-        row_fields=_FLUX_ROWS,
-        shared_fields=_IDS,
+        block_returns=JOINT,
+        row_fields=ROWS,
+        shared_fields=IDS,
     ),
     Family(
         name="CogView3+",
@@ -262,7 +187,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.text_then_image,
         cfg="batched",
         block_returns=_AFTER,
-        row_fields=_FLUX_ROWS | {"original_size", "target_size", "crop_coords"},
+        row_fields=ROWS | {"original_size", "target_size", "crop_coords"},
     ),
     Family(
         name="Krea-2",
@@ -275,7 +200,7 @@ PICTURES: tuple[Family, ...] = (
         block_returns=_ONE,
         sigmas=evenly,
         timestep_scale=1e-3,
-        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+        row_fields=ROWS | {"encoder_attention_mask"},
         shared_fields=frozenset({"position_ids"}),
     ),
     Family(
@@ -322,7 +247,7 @@ PICTURES: tuple[Family, ...] = (
         cfg="batched",
         block_returns=_ONE,
         timestep_scale=1e-3,
-        row_fields=_FLUX_ROWS | {"attention_mask"},
+        row_fields=ROWS | {"attention_mask"},
     ),
     Family(
         name="ERNIE-Image",
@@ -332,7 +257,7 @@ PICTURES: tuple[Family, ...] = (
         layout=layouts.image_then_text,
         cfg="batched",
         block_returns=("x",),
-        row_fields=_FLUX_ROWS | {"text_bth", "text_lens"},
+        row_fields=ROWS | {"text_bth", "text_lens"},
         text="text_bth",
     ),
     Family(
@@ -344,7 +269,7 @@ PICTURES: tuple[Family, ...] = (
         by_value=frozenset({"kv_caches"}),
         cfg="split",
         block_returns=_AFTER,
-        row_fields=_FLUX_ROWS
+        row_fields=ROWS
         | {"prior_token_id", "prior_token_drop", "target_size", "crop_coords", "attention_mask"},
     ),
     Family(
@@ -372,6 +297,6 @@ PICTURES: tuple[Family, ...] = (
         block_returns=_ONE,
         timestep_scale=1e-3,
         parts=lambda site: EVERY,
-        row_fields=_FLUX_ROWS | {"img_mask", "encoder_hidden_states_mask"},
+        row_fields=ROWS | {"img_mask", "encoder_hidden_states_mask"},
     ),
 )

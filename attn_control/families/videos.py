@@ -3,83 +3,27 @@
 from __future__ import annotations
 
 from attn_control import layouts
-from attn_control.call import Site
 from attn_control.families.family import EVERY, Family, evenly
+from attn_control.families.flux import BLOCKS, ROWS
+from attn_control.families.wan import ANIMATE, WAN, WAN_ROWS
 
-
-def _wan_parts(site: Site) -> tuple[str, ...]:
-    image = site.slot == "cross" and getattr(site.module, "add_k_proj", None) is not None
-    return ("image", "main") if image else ("main",)
-
-
-_FLUX_ROWS = frozenset(
-    {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance"}
-)
-_FLUX_BLOCKS = ("transformer_blocks.#", "single_transformer_blocks.#")
 _TWO = {"attn1": "self", "attn2": "cross"}
-_WAN_ROWS = frozenset(
-    {"hidden_states", "encoder_hidden_states", "encoder_hidden_states_image", "timestep"}
-)
 _ONE = ("hidden_states",)
 _AFTER = ("hidden_states", "encoder_hidden_states")
 
 
 VIDEOS: tuple[Family, ...] = (
-    Family(
-        name="Wan 2.1, 2.2",
-        denoiser="WanTransformer3DModel",
-        blocks=("blocks.#",),
-        slots=_TWO,
-        layout=layouts.wan_video_and_text,
-        cfg="split",
-        block_returns=_ONE,
-        parts=_wan_parts,
-        row_fields=_WAN_ROWS,
-    ),
-    Family(
-        name="Wan VACE",
-        denoiser="WanVACETransformer3DModel",
-        blocks=("blocks.#", "vace_blocks.#"),
-        slots=_TWO,
-        layout=layouts.wan_video_and_text,
-        cfg="split",
-        block_returns={"blocks.#": _ONE},
-        parts=_wan_parts,
-        row_fields=_WAN_ROWS | {"control_hidden_states"},
-        shared_fields=frozenset({"control_hidden_states_scale"}),
-    ),
-    Family(
-        name="SkyReels-V2",
-        denoiser="SkyReelsV2Transformer3DModel",
-        blocks=("blocks.#",),
-        slots=_TWO,
-        layout=layouts.wan_video_and_text,
-        cfg="split",
-        block_returns=_ONE,
-        parts=_wan_parts,
-        row_fields=_WAN_ROWS | {"fps"},
-    ),
-    Family(
-        name="ChronoEdit",
-        denoiser="ChronoEditTransformer3DModel",
-        blocks=("blocks.#",),
-        slots=_TWO,
-        layout=layouts.wan_video_and_text,
-        cfg="split",
-        block_returns=_ONE,
-        parts=_wan_parts,
-        row_fields=_WAN_ROWS,
-    ),
+    *WAN,
     Family(
         name="HunyuanVideo",
         denoiser="HunyuanVideoTransformer3DModel",
-        blocks=_FLUX_BLOCKS,
+        blocks=BLOCKS,
         slots={"attn": "joint"},
         layout=layouts.video_then_text,
         cfg="split",
         block_returns=_AFTER,
         sigmas=evenly,
-        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+        row_fields=ROWS | {"encoder_attention_mask"},
     ),
     Family(
         name="LTX-Video",
@@ -136,7 +80,7 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.text_then_frames,
         cfg="batched",
         block_returns=_AFTER,
-        row_fields=_FLUX_ROWS | {"timestep_cond"},
+        row_fields=ROWS | {"timestep_cond"},
         shared_fields=frozenset({"image_rotary_emb", "ofs"}),
     ),
     Family(
@@ -147,7 +91,7 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.text_then_frames,
         cfg="batched",
         block_returns=_AFTER,
-        row_fields=_FLUX_ROWS | {"timestep_cond"},
+        row_fields=ROWS | {"timestep_cond"},
         shared_fields=frozenset({"image_rotary_emb"}),
     ),
     Family(
@@ -160,7 +104,7 @@ VIDEOS: tuple[Family, ...] = (
         cfg="split",
         block_returns=_AFTER,
         sigmas=evenly,
-        row_fields=_FLUX_ROWS
+        row_fields=ROWS
         | {
             "timestep_r",
             "encoder_attention_mask",
@@ -178,20 +122,10 @@ VIDEOS: tuple[Family, ...] = (
         by_value=frozenset({"sparse_params"}),
         cfg="split",
         block_returns=("visual_embed",),
-        row_fields=_FLUX_ROWS,
+        row_fields=ROWS,
         shared_fields=frozenset({"visual_rope_pos", "text_rope_pos", "sparse_params"}),
     ),
-    Family(
-        name="Wan Animate",
-        denoiser="WanAnimateTransformer3DModel",
-        blocks=("blocks.#",),
-        slots=_TWO,
-        layout=layouts.reference_video_and_text,
-        cfg="split",
-        block_returns=_ONE,
-        parts=_wan_parts,
-        row_fields=_WAN_ROWS | {"pose_hidden_states", "face_pixel_values"},
-    ),
+    ANIMATE,
     Family(
         name="Cosmos 1, 2, 2.5",
         denoiser="CosmosTransformer3DModel",
@@ -201,7 +135,7 @@ VIDEOS: tuple[Family, ...] = (
         cfg="split",
         block_returns=_ONE,
         timestep_scale=None,
-        row_fields=_FLUX_ROWS | {"condition_mask", "attention_mask"},
+        row_fields=ROWS | {"condition_mask", "attention_mask"},
         shared_fields=frozenset({"padding_mask"}),
     ),
     Family(
@@ -212,28 +146,28 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.video_and_nested_text,
         cfg="batched",
         block_returns=_ONE,
-        row_fields=_FLUX_ROWS | {"attention_mask", "encoder_attention_mask"},
+        row_fields=ROWS | {"attention_mask", "encoder_attention_mask"},
         shared_fields=frozenset({"image_rotary_emb"}),
     ),
     Family(
         name="Motif-Video",
         denoiser="MotifVideoTransformer3DModel",
-        blocks=_FLUX_BLOCKS,
+        blocks=BLOCKS,
         slots={"attn": "joint", "cross_attn": "cross"},
         layout=layouts.video_then_text_or_itself,
         cfg="split",
         block_returns=_AFTER,
-        row_fields=_FLUX_ROWS | {"encoder_attention_mask", "image_embeds"},
+        row_fields=ROWS | {"encoder_attention_mask", "image_embeds"},
     ),
     Family(
         name="HunyuanVideo FramePack",
         denoiser="HunyuanVideoFramepackTransformer3DModel",
-        blocks=_FLUX_BLOCKS,
+        blocks=BLOCKS,
         slots={"attn": "joint"},
         layout=None,  # histories of three resolutions stand before the video
         cfg="split",
         block_returns=_AFTER,
-        row_fields=_FLUX_ROWS
+        row_fields=ROWS
         | {
             "encoder_attention_mask",
             "image_embeds",
@@ -258,7 +192,7 @@ VIDEOS: tuple[Family, ...] = (
         layout=None,  # histories of three resolutions stand before the video
         cfg="split",
         block_returns=_ONE,
-        row_fields=_FLUX_ROWS,
+        row_fields=ROWS,
     ),
     Family(
         name="Latte",
@@ -269,7 +203,7 @@ VIDEOS: tuple[Family, ...] = (
         cfg="batched",
         block_returns=_ONE,
         folded=True,
-        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+        row_fields=ROWS | {"encoder_attention_mask"},
     ),
     Family(
         name="Mochi",
@@ -283,7 +217,7 @@ VIDEOS: tuple[Family, ...] = (
         attention_ends=("norm2", "norm2_context"),
         folded=True,
         parts=lambda site: EVERY,
-        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+        row_fields=ROWS | {"encoder_attention_mask"},
     ),
     Family(
         name="Sana-Video",
@@ -294,7 +228,7 @@ VIDEOS: tuple[Family, ...] = (
         cfg="batched",
         block_returns=_ONE,
         timestep_scale=None,
-        row_fields=_FLUX_ROWS | {"encoder_attention_mask"},
+        row_fields=ROWS | {"encoder_attention_mask"},
     ),
     Family(
         name="AnimateDiff",
@@ -322,6 +256,6 @@ VIDEOS: tuple[Family, ...] = (
         layout=layouts.frames_first_video_and_text,
         cfg="batched",
         block_returns=_ONE,
-        row_fields=_WAN_ROWS | {"r_timestep"},
+        row_fields=WAN_ROWS | {"r_timestep"},
     ),
 )

@@ -73,6 +73,25 @@ def test_every_prediction_is_guided_as_by_hand(name):
     assert fingerprint(*denoisers(pipe)) == before
 
 
+RIDING = (
+    "sd15_inpaint_nine", "sd15_pix2pix", "sdxl_image", "sd15_controlnet", "sd3_controlnet",
+    "flux_kontext_true_cfg", "flux_fill", "wan_image", "wan_vace",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RIDING)
+def test_perturbed_rows_in_the_pipelines_own_forward_give_the_same(name):
+    pipe, call, layout = PIPELINES[name]()
+    selector, heads = WHERE[name.split("_")[0]]
+    changes = {site: toward_identity(which, 0.6) for site, which in heads.items()}
+    with attach(pipe, SoftPAG(selector, u=0.6, scale=2.0, batched=True)) as session:
+        _, predictions = recorded(pipe, call)
+    assert session.report().guided["calls"] == 0
+    _, wanted = explicit(pipe, call, layout, changes, 2.0)
+    for ours, theirs in zip(predictions, wanted, strict=True):
+        close(ours, theirs)
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_nothing_asked_for_changes_nothing_and_nothing_stays(name):
     pipe, call, _ = PIPELINES[name]()

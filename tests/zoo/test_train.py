@@ -1,6 +1,7 @@
 """The trainer at toy size, the same tests for every model: a resumed run equals a whole one."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,9 @@ from attn_control.zoo.train import (
     sd3_model,
     sd15,
     text,
+    video_autoencoder,
+    wan,
+    wan_model,
 )
 from attn_control.zoo.train.__main__ import MODULES, main, module, parser
 
@@ -31,6 +35,10 @@ TINY = {
     "shapes-sd15": sd15.Settings(steps=6, batch=4, widths=(16, 32), warmup=2),
     "shapes-flux": flux.Settings(
         steps=6, coarse_batch=4, fine_batch=2, fine_every=3, fine_from=0.6, width=64, layers=(1, 1),
+        warmup=2, compile=False,
+    ),
+    "shapes-wan": wan.Settings(
+        steps=6, coarse_batch=2, fine_batch=1, fine_every=3, fine_from=0.6, width=32, layers=2,
         warmup=2, compile=False,
     ),
 }  # fmt: skip
@@ -46,12 +54,22 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def data():
+def every():
     g = torch.Generator().manual_seed(0)
     captions = ["a red circle", "a blue ring above a cyan cross on a gray background"] * 4
     captions += ["a red circle with the texture of the reference"] * 8
     targets, references = torch.randn(2, 16, 4, 32, 32, generator=g).half()
-    return latents.Latents(targets, captions, references)
+    pictures = latents.Latents(targets, captions, references)
+    films = torch.randn(4, 4, 3, 16, 16, generator=g).half()
+    moving = ["a red circle moves left", "a blue cross moves up behind a red square"] * 2
+    return dict.fromkeys(MODULES, pictures) | {"shapes-wan": latents.Latents(films, moving)}
+
+
+@pytest.fixture
+def data(request, every):
+    """What a model learns from: the test's own `name`, or a picture model's."""
+    params = getattr(request.node, "callspec", None)
+    return every[params.params["name"] if params and "name" in params.params else "shapes-flux"]
 
 
 def test_every_model_is_tried_here():
@@ -86,7 +104,11 @@ def test_init_from_starts_at_the_averaged_weights(name, tmp_path, data):
 def test_learning_lowers_the_loss(name, tmp_path, data):
     # For shapes-flux one that names its texture and one that points to a reference.
     few = [0, 8] if name == "shapes-flux" else [0]
-    one = latents.Latents(data.targets[few], [data.captions[i] for i in few], data.references[few])
+    one = latents.Latents(
+        data.targets[few],
+        [data.captions[i] for i in few],
+        data.references[few] if name == "shapes-flux" else None,
+    )
     if name == "shapes-sd15":
         changes = {"steps": 60, "peak": 5e-3, "warmup": 5}
     else:
@@ -106,9 +128,9 @@ def test_some_captions_are_emptied_just_as_the_pipeline_empties_them(name, data)
     assert 20 < sum(torch.equal(row, empty) for row in lesson.batch(0)["ids"]) < 70
 
 
-def test_muon_takes_the_blocks_matrices_and_nothing_else(data):
+def test_muon_takes_the_blocks_matrices_and_nothing_else(every):
     for name in NAMES:
-        lesson = module(name).Lesson(TINY[name], data)
+        lesson = module(name).Lesson(TINY[name], every[name])
         adam, orthogonal = loop.optimizers(lesson)
         taken = [p for group in orthogonal.param_groups for p in group["params"]]
         left = [p for group in adam.param_groups for p in group["params"]]
@@ -178,6 +200,55 @@ def test_flux_s_velocity_is_the_shipped_model_in_kontext_order():
     assert got.shape == x.shape
 
 
+def test_wan_s_velocity_is_the_shipped_model():
+    torch.manual_seed(0)
+    net = wan_model.build(64, 2)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, t, states = torch.randn(2, 4, 3, 16, 16), torch.tensor([10.0, 900.0]), torch.randn(2, 5, 64)
+    with torch.no_grad():
+        want = net(x, t, states).sample
+        torch.testing.assert_close(wan_model.velocity(net, x, t, states), want)
+        coarse = wan_model.Coarse(64)
+        assert wan_model.velocity(net, x, t, states, coarse).shape == x.shape
+
+
+def test_wan_s_words_are_the_pipeline_s_own():
+    from diffusers import WanPipeline
+
+    torch.manual_seed(0)
+    tokenizer = text.build_t5_tokenizer(wan.vocabulary(), wan.LENGTH)
+    encoder = wan.build_umt5(len(tokenizer)).eval()
+    pipe = WanPipeline(tokenizer, encoder, None, None)
+    captions = ["a red circle moves right behind a blue square on a white background", ""]
+    with torch.no_grad():
+        want = pipe._get_t5_prompt_embeds(captions, max_sequence_length=wan.LENGTH)
+        got = wan.encode(encoder, text.tokenize(tokenizer, captions))
+    torch.testing.assert_close(got, want)
+    assert (got[1].abs().sum(-1) > 0).sum() == 1  # nothing but the end mark
+    longest = "a purple triangle moves right in front of a yellow triangle on a white background"
+    assert len(tokenizer(longest).input_ids) == len(longest.split()) + 1 <= wan.LENGTH
+
+
+def test_the_video_autoencoder_s_latents_are_what_the_pipeline_undoes(tmp_path):
+    def source(seed):
+        noise = np.random.default_rng(seed).integers(0, 256, (9, 64, 64, 3))
+        return "", [noise.astype(np.uint8)]
+
+    video_autoencoder.train(tmp_path, 1, source, width=4, count=3)
+    vae = video_autoencoder.load_vae(tmp_path)
+    rows = video_autoencoder.videos(source, 2)
+    z = torch.from_numpy(video_autoencoder.encode(vae, rows)).float()
+    assert z.shape == (2, 4, 5, 16, 16) and abs(z.std() - 1) < 0.2 and abs(z.mean()) < 0.2
+    mean, std = (
+        torch.tensor(vae.config[f"latents_{k}"]).view(1, 4, 1, 1, 1) for k in ("mean", "std")
+    )
+    x = torch.from_numpy(rows).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    with torch.no_grad():
+        raw = vae.encode(x).latent_dist.mode()
+    torch.testing.assert_close(z * std + mean, raw, atol=0.05, rtol=0.05)
+
+
 def test_a_flux_step_shows_references_just_where_captions_point_to_them(data):
     lesson = flux.Lesson(dataclasses.replace(TINY["shapes-flux"], coarse_batch=16, drop=0.0), data)
     pointing = text.tokenize(lesson.trainee.t5_tokenizer, data.captions[8:9])[0]
@@ -233,8 +304,9 @@ def test_autoencoder_and_latents(tmp_path):
     assert common.load(tmp_path / "autoencoder.pt")["step"] == 3
     with pytest.raises(AttnControlError, match="latents"):
         latents.load_latents(tmp_path)
+    encode = partial(autoencoder.encode, autoencoder.load_vae(tmp_path))
     for part in range(2):
-        latents.encode_part(tmp_path, latents.plain, 8, part, 2, batch=4)
+        latents.encode_part(tmp_path, latents.plain, encode, 8, part, 2, batch=4)
     got = latents.load_latents(tmp_path)
     assert got.targets.shape == (8, 4, 32, 32) and got.targets.dtype == torch.float16
     assert got.captions == [latents.plain(seed)[0] for seed in range(8)]
@@ -248,8 +320,8 @@ def test_a_source_with_references_keeps_them_beside_their_targets(tmp_path):
         shades = (np.full((128, 128, 3), v, np.uint8) for v in (10 * seed, 10 * seed + 5))
         return f"caption {seed}", list(shades)
 
-    autoencoder.build(8).save_pretrained(tmp_path / "vae")
-    latents.encode_part(tmp_path, source, 4, 0, 1, batch=3)
+    encode = partial(autoencoder.encode, autoencoder.build(8))
+    latents.encode_part(tmp_path, source, encode, 4, 0, 1, batch=3)
     got = latents.load_latents(tmp_path)
     assert got.references.shape == got.targets.shape == (4, 4, 32, 32)
     assert got.captions == [f"caption {i}" for i in range(4)]
@@ -275,8 +347,16 @@ def test_the_command_line_has_every_setting():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_all_stages_end_in_a_folder_that_stock_diffusers_loads_and_runs(name, tmp_path):
+def test_all_stages_end_in_a_folder_that_stock_diffusers_loads_and_runs(
+    name, tmp_path, monkeypatch
+):
     from diffusers import DiffusionPipeline
+
+    def few_frames(seed):
+        caption, (frames,) = wan_source(seed)
+        return caption, [frames[:9, 32:96, 32:96]]
+
+    wan_source = wan.SOURCE
 
     flags = []
     for key, value in dataclasses.asdict(dataclasses.replace(TINY[name], steps=2)).items():
@@ -286,8 +366,12 @@ def test_all_stages_end_in_a_folder_that_stock_diffusers_loads_and_runs(name, tm
         else:
             values = value if isinstance(value, tuple) else [value]
             flags += [f"--{flag}", *map(str, values)]
-    flags += ["--scenes", "4", "--autoencoder-steps", "2", "--autoencoder-width", "8"]
-    flags += ["--decoder-steps", "1", "--threads", "1"]
+    flags += ["--scenes", "4", "--autoencoder-steps", "2", "--threads", "1"]
+    if name == "shapes-wan":
+        flags += ["--autoencoder-width", "4"]
+        monkeypatch.setattr(wan, "SOURCE", few_frames)
+    else:
+        flags += ["--autoencoder-width", "8", "--decoder-steps", "1"]
     if name == "shapes-flux":
         pointed = [flux.SOURCE(seed)[0].find("reference") > 0 for seed in range(4)]
         assert {True, False} == set(pointed)
@@ -295,6 +379,11 @@ def test_all_stages_end_in_a_folder_that_stock_diffusers_loads_and_runs(name, tm
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     call = {"num_inference_steps": 2, "output_type": "np", "height": 128, "width": 128}
+    if name == "shapes-wan":
+        call |= {"height": 64, "width": 64, "num_frames": 9, "max_sequence_length": wan.LENGTH}
+        frames = pipe("a red circle moves left", **call).frames[0]
+        assert frames.shape == (9, 64, 64, 3) and np.isfinite(frames).all()
+        return
     image = pipe("a red circle", **call).images[0]
     assert image.shape == (128, 128, 3) and np.isfinite(image).all()
     if name == "shapes-flux":

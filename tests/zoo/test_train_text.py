@@ -70,6 +70,8 @@ def test_flux_s_two_tokenizers_know_every_word_and_fit_every_caption():
         assert ids.shape == (2, flux.LENGTH) and torch.equal(ids[0], ids[1])
         assert len(tokenizer(longest).input_ids) == len(longest.split()) + marks <= flux.LENGTH
         assert len({tokenizer(word).input_ids[-2] for word in words}) == len(words)
+    for tokenizer in (clip, t5):
+        assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
     assert t5(longest).input_ids[-1] == t5.eos_token_id == 1
     # Its words do not move those of the plain scenes, whose numbers are in shipped weights.
     assert text.build_tokenizer()("a red circle").input_ids[1:-1] == [PLAIN[w] for w in PLAIN]

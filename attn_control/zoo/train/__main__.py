@@ -9,17 +9,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-MODULES = {"shapes-sd3": "sd3", "shapes-sd15": "sd15", "shapes-flux": "flux"}
-STAGES = ("autoencoder", "latents", "denoiser", "decoder", "export")
+MODULES = {"shapes-sd3": "sd3", "shapes-sd15": "sd15", "shapes-flux": "flux", "shapes-wan": "wan"}
 
 
 def module(name: str) -> Any:
-    """What is a model's own: Settings, Lesson, pipeline, and perhaps SOURCE."""
+    """What is a model's own: Settings, Lesson, pipeline, perhaps SOURCE and AUTOENCODER."""
     return import_module(f"attn_control.zoo.train.{MODULES[name]}")
+
+
+def autoencoder_of(name: str) -> Any:
+    """The module that trains a model's autoencoder: the pictures' own, unless the model says."""
+    from attn_control.zoo.train import autoencoder
+
+    return getattr(module(name), "AUTOENCODER", autoencoder)
 
 
 def _add_settings(cli: argparse.ArgumentParser, settings: type) -> None:
@@ -40,16 +47,18 @@ def parser() -> argparse.ArgumentParser:
     names = cli.add_subparsers(dest="name", required=True, metavar="NAME")
     for name in MODULES:
         sub = names.add_parser(name, help=(module(name).__doc__ or "").split("\n")[0])
-        sub.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+        ae = autoencoder_of(name)
+        sub.add_argument("--stages", nargs="+", choices=ae.STAGES, default=list(ae.STAGES))
         sub.add_argument("--work", type=Path, help="default ~/.cache/attn_control/zoo/NAME")
         sub.add_argument("--data", type=Path, help="autoencoder and latents; default --work")
         sub.add_argument("--out", type=Path, help="where the pipeline goes; default WORK/export")
         sub.add_argument("--resume", action="store_true", help="go on from --work's checkpoints")
         sub.add_argument("--init-from", type=Path, help="a denoiser.pt to start the weights from")
         sub.add_argument("--threads", type=int, default=os.cpu_count())
-        sub.add_argument("--scenes", type=int, default=120_000, help="scenes kept as latents")
+        sub.add_argument("--scenes", type=int, default=ae.SCENES, help="kept as latents")
         sub.add_argument("--autoencoder-steps", type=int, default=2400)
-        sub.add_argument("--autoencoder-width", type=int, default=32)
+        sub.add_argument("--autoencoder-width", type=int, default=ae.WIDTH)
+        sub.add_argument("--autoencoder-from", type=Path, help="a --data folder to start it from")
         sub.add_argument("--decoder-steps", type=int, default=3000)
         sub.add_argument("--part", default="1/1", help="I/N: only the I-th of N parts of latents")
         sub.add_argument("--save-every", type=int, default=250, help="steps between checkpoints")
@@ -62,31 +71,31 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     import torch
 
-    from attn_control.zoo.train import autoencoder, latents, loop
+    from attn_control.zoo.train import latents, loop
     from attn_control.zoo.train.export import export
 
     torch.set_num_threads(args.threads)
-    model = module(args.name)
+    model, autoencoder = module(args.name), autoencoder_of(args.name)
     work = args.work or Path.home() / ".cache" / "attn_control" / "zoo" / args.name
     data = args.data or work
     fields = dataclasses.fields(model.Settings)
     settings = model.Settings(**{f.name: getattr(args, f.name) for f in fields})
     source = getattr(model, "SOURCE", latents.plain)
-    pictures = {"count": min(args.scenes, 8000), "resume": args.resume}  # kept in memory
+    common = {"count": min(args.scenes, 8000), "resume": args.resume}  # count: kept in memory
     if "autoencoder" in args.stages:
-        autoencoder.train(
-            data, args.autoencoder_steps, source, width=args.autoencoder_width, **pictures
-        )
+        width, init = args.autoencoder_width, args.autoencoder_from
+        autoencoder.train(data, args.autoencoder_steps, source, width=width, init=init, **common)
     if "latents" in args.stages:
         part, parts = map(int, args.part.split("/"))
-        latents.encode_part(data, source, args.scenes, part - 1, parts)
+        encode = partial(autoencoder.encode, autoencoder.load_vae(data))
+        latents.encode_part(data, source, encode, args.scenes, part - 1, parts)
     if "denoiser" in args.stages:
         lesson = model.Lesson(settings, latents.load_latents(data))
         loop.train(
             work, lesson, resume=args.resume, init_from=args.init_from, save_every=args.save_every
         )
     if "decoder" in args.stages:
-        autoencoder.refine_decoder(data, args.decoder_steps, source, **pictures)
+        autoencoder.refine_decoder(data, args.decoder_steps, source, **common)
     if "export" in args.stages:
         export(model.pipeline(work, data), args.out or work / "export")
 

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from attn_control.zoo.train.common import Average, Log, generator, learning_rate, load, save
 from attn_control.zoo.train.latents import Source, plain
 
+STAGES = ("autoencoder", "latents", "denoiser", "decoder", "export")
+SCENES, WIDTH = 120_000, 32  # scenes kept as latents; channels of every layer
 _STD = 0.9  # of the raw latents: below the decoder's clamp at +-3
 
 
@@ -60,12 +62,17 @@ def train(
     peak: float = 2e-3,
     seed: int = 1,
     resume: bool = False,
-    width: int = 32,
+    width: int = WIDTH,
+    init: Path | None = None,
 ) -> AutoencoderTiny:
-    """Train, keep `work/autoencoder.pt` resumable, save the averaged weights to `work/vae`."""
+    """Train, keep `work/autoencoder.pt` resumable, save the averaged weights to `work/vae`.
+
+    init: a data folder whose autoencoder to start from.
+    """
     torch.manual_seed(seed)
     work.mkdir(parents=True, exist_ok=True)
-    vae = build(width).to(memory_format=torch.channels_last)
+    vae = build(width) if init is None else load_vae(init)
+    vae = vae.to(memory_format=torch.channels_last)
     average = Average(vae, 0.995)
     opt = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
     first, file = 0, work / "autoencoder.pt"
@@ -173,6 +180,20 @@ def refine_decoder(
             average.swap()
             vae.save_pretrained(out)
             average.swap()
+
+
+def load_vae(folder: Path) -> AutoencoderTiny:
+    """The autoencoder of a data folder, with the decoder that was trained on where there is one."""
+    refined = folder / "vae-refined"
+    return AutoencoderTiny.from_pretrained(refined if refined.is_dir() else folder / "vae").eval()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderTiny, pictures: np.ndarray) -> np.ndarray:
+    """Pictures uint8 (count, 128, 128, 3) to latents float16 (count, 4, 32, 32), mean 0, std 1."""
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    z = (vae.encode(x).latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return z.half().numpy()
 
 
 @torch.no_grad()

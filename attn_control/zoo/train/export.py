@@ -7,13 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderTiny
-
-
-def load_vae(data: Path) -> AutoencoderTiny:
-    """The autoencoder of a data folder, with the decoder that was trained on where there is one."""
-    refined = data / "vae-refined"
-    return AutoencoderTiny.from_pretrained(refined if refined.is_dir() else data / "vae").eval()
 
 
 def export(pipe: Any, out: Path) -> None:

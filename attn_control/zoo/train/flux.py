@@ -20,8 +20,8 @@ from attn_control.zoo.scenes import draw
 from attn_control.zoo.textures import REFERENCE, sample_textured
 from attn_control.zoo.train import flux_model as door
 from attn_control.zoo.train import loop
+from attn_control.zoo.train.autoencoder import load_vae
 from attn_control.zoo.train.common import generator, logit_normal
-from attn_control.zoo.train.export import load_vae
 from attn_control.zoo.train.latents import Latents, chances, pick
 from attn_control.zoo.train.text import (
     WIDTH,

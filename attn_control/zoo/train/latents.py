@@ -1,7 +1,8 @@
 """Scenes as latents on disk, unit std, and how often a step draws which of them.
 
-`latents-I.npy` float16 (count, 4, 32, 32); for models that look at a reference picture also
-`references-I.npy`, alike; `captions-I.json`. Captions as text, never as a tokenizer's numbers.
+`latents-I.npy` float16 (count, 4, 32, 32), for videos (count, 4, 9, 32, 32); for models that look
+at a reference picture also `references-I.npy`, alike; `captions-I.json`. Captions lie there as
+text, never as a tokenizer's numbers.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
 from tqdm import tqdm
 
 from attn_control.errors import AttnControlError
 from attn_control.zoo.scenes import SHAPES, draw, sample_scene
 
-# From a seed to a caption and its pictures uint8 (128, 128, 3): the target, perhaps a reference.
+# From a seed to a caption and its pictures uint8 (128, 128, 3), or videos uint8 (17, 128, 128, 3):
+# the target, perhaps a reference.
 Source = Callable[[int], tuple[str, list[np.ndarray]]]
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Examples: float16 (count, 4, 32, 32) each, references None for models without; captions."""
+    """Examples: latents float16, references None for models without, and captions."""
 
     targets: torch.Tensor
     captions: list[str]
@@ -38,13 +39,19 @@ def plain(seed: int) -> tuple[str, list[np.ndarray]]:
     return scene.caption, [draw(scene)]
 
 
-@torch.no_grad()
 def encode_part(
-    folder: Path, source: Source, count: int, part: int, parts: int, batch: int = 50
+    folder: Path,
+    source: Source,
+    encode: Callable[[np.ndarray], np.ndarray],
+    count: int,
+    part: int,
+    parts: int,
+    batch: int = 50,
 ) -> None:
-    """Write the part-th of `parts` equal runs of scenes; parts may run as separate processes."""
-    vae = AutoencoderTiny.from_pretrained(folder / "vae").eval()
-    scale, shift = vae.config.scaling_factor, vae.config.shift_factor
+    """Write the part-th of `parts` equal runs of scenes; parts may run as separate processes.
+
+    encode: an autoencoder's way from stacked pictures (or videos) uint8 to latents float16.
+    """
     first, last = count * part // parts, count * (part + 1) // parts
     latents: dict[int, list[np.ndarray]] = {}
     captions = []
@@ -53,9 +60,8 @@ def encode_part(
         rows = [source(seed) for seed in range(i, min(i + batch, last))]
         captions += [caption for caption, _ in rows]
         for kind in range(len(rows[0][1])):
-            x = torch.from_numpy(np.stack([pictures[kind] for _, pictures in rows]))
-            z = vae.encode(x.permute(0, 3, 1, 2).float() / 127.5 - 1).latents
-            latents.setdefault(kind, []).append(((z - shift) * scale).half().numpy())
+            pictures = np.stack([pictures[kind] for _, pictures in rows])
+            latents.setdefault(kind, []).append(encode(pictures))
     for kind, rows_of_kind in latents.items():
         name = ("latents", "references")[kind]
         np.save(folder / f"{name}-{part}.npy", np.concatenate(rows_of_kind))

@@ -81,19 +81,20 @@ def train(
     work: Path,
     lesson: Lesson,
     *,
+    name: str = "denoiser",
     resume: bool = False,
     init_from: Path | None = None,
     save_every: int = 250,
     stop_at: int | None = None,
 ) -> nn.Module:
-    """Train; keeps `work/denoiser.pt`, resumable. Returns the trainee with its current weights.
+    """Train; keeps `work/NAME.pt`, resumable. Returns the trainee with its current weights.
 
     init_from: a checkpoint whose averaged weights to start from. stop_at: leave after that step,
     as an interruption would.
     """
     s: Settings = lesson.settings
     work.mkdir(parents=True, exist_ok=True)
-    trainee, file, first = lesson.trainee, work / "denoiser.pt", 0
+    trainee, file, first = lesson.trainee, work / f"{name}.pt", 0
     opts = optimizers(lesson)
     average = Average(trainee, s.decay)
     if resume and file.is_file():
@@ -106,7 +107,7 @@ def train(
     elif init_from is not None:
         load_average(trainee, load(init_from))
         average = Average(trainee, s.decay)
-    log = Log(work / "denoiser.jsonl", 50)
+    log = Log(work / f"{name}.jsonl", 50)
     last = min(s.steps, stop_at or s.steps)
     bar = tqdm(range(first, last), initial=first, total=s.steps, desc=work.name, mininterval=5)
     for step in bar:
@@ -114,15 +115,15 @@ def train(
         for opt in opts:
             for group in opt.param_groups:
                 group["lr"] = rate * (s.muon_rate if isinstance(opt, Muon) else 1)
-        name, loss = lesson.loss(step)
+        kind, loss = lesson.loss(step)
         trainee.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0, foreach=True)
         for opt in opts:
             opt.step()
         average.update()
-        if line := log.add(step, **{name: loss.item()}):
-            bar.set_postfix({name: line[name]})
+        if line := log.add(step, **{kind: loss.item()}):
+            bar.set_postfix({kind: line[kind]})
         if (step + 1) % save_every == 0 or step + 1 == last:
             moments = [opt.state_dict() for opt in opts]
             state = {"model": trainee.state_dict(), "optimizers": moments}

@@ -18,8 +18,8 @@ from torch import nn
 from transformers import CLIPTextModel
 
 from attn_control.zoo.train import loop
+from attn_control.zoo.train.autoencoder import load_vae
 from attn_control.zoo.train.common import generator
-from attn_control.zoo.train.export import load_vae
 from attn_control.zoo.train.latents import Latents, chances, pick
 from attn_control.zoo.train.text import WIDTH, build_encoder, build_tokenizer, tokenize
 

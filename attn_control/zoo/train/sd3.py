@@ -17,8 +17,8 @@ from torch import nn
 
 from attn_control.zoo.train import loop
 from attn_control.zoo.train import sd3_model as door
+from attn_control.zoo.train.autoencoder import load_vae
 from attn_control.zoo.train.common import generator, logit_normal
-from attn_control.zoo.train.export import load_vae
 from attn_control.zoo.train.latents import Latents, chances, pick
 from attn_control.zoo.train.text import (
     build_encoder,

@@ -57,7 +57,7 @@ def build_tokenizer(known: list[str] | None = None, length: int = LENGTH) -> CLI
         while len(pieces := _split(word, merges)) > 1:
             merges.append((pieces[0], pieces[1]))
     tokens += [a + b for a, b in merges] + ["<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: i for i, token in enumerate(tokens)}
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
 
 

@@ -1,0 +1,153 @@
+"""shapes-wan: a video transformer with cross-attention to a UMT5's words, trained by flow matching.
+
+Most steps go through the coarse door (576 tokens), the last part at the shipped size (2,304).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from torch import nn
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from attn_control.zoo.scenes import BACKGROUNDS, COLOURS
+from attn_control.zoo.train import loop, video_autoencoder
+from attn_control.zoo.train import wan_model as door
+from attn_control.zoo.train.common import generator, logit_normal
+from attn_control.zoo.train.latents import Latents, chances, pick
+from attn_control.zoo.train.text import WIDTH, build_t5_tokenizer, tokenize
+from attn_control.zoo.videos import CROSSINGS, DIRECTIONS, SHAPES, draw_video, sample_video
+
+LENGTH = 24  # tokens; the longest caption takes 16 with its mark
+SHIFT = 3.0  # of the sampler's times
+AUTOENCODER = video_autoencoder
+
+
+def SOURCE(seed: int) -> tuple[str, list[np.ndarray]]:
+    """A moving scene: caption and frames uint8 (17, 128, 128, 3)."""
+    video = sample_video(seed)
+    return video.caption, [draw_video(video)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(loop.Settings):
+    """Everything that shapes a run; kept in its checkpoint."""
+
+    coarse_batch: int = 8
+    fine_batch: int = 2
+    fine_every: int = 8
+    fine_from: float = 0.85  # share of the steps after which all are fine
+    time_mean: float = 0.8
+    time_std: float = 1.1
+    drop: float = 0.1  # captions emptied, for classifier-free guidance
+    single: float = 1.0  # how much likelier a video without a crossing is drawn
+    hard: float = 1.2  # the same for those with a cross
+    width: int = 128
+    layers: int = 8
+    compile: bool = True
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption of this model can hold."""
+    phrases = [*COLOURS, *SHAPES, *BACKGROUNDS, *DIRECTIONS, *CROSSINGS, "a moves on background"]
+    return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+def build_umt5(count: int) -> UMT5EncoderModel:
+    """An untrained two-layer UMT5 encoder of width 64 for `count` words."""
+    config = UMT5Config(
+        vocab_size=count, d_model=WIDTH, d_kv=16, num_heads=4, d_ff=4 * WIDTH, num_layers=2,
+        relative_attention_num_buckets=16, relative_attention_max_distance=32, dropout_rate=0.0,
+    )  # fmt: skip
+    return UMT5EncoderModel(config)
+
+
+def encode(encoder: UMT5EncoderModel, ids: torch.Tensor) -> torch.Tensor:
+    """States (batch, tokens, 64) as WanPipeline makes them: zeros after a caption's end mark."""
+    mask = (ids != 0).long()
+    return encoder(ids, mask).last_hidden_state * mask[..., None]
+
+
+class Trainee(nn.Module):
+    """All that is trained: denoiser, its coarse door and the text encoder."""
+
+    def __init__(self, s: Settings):
+        super().__init__()
+        self.tokenizer: PreTrainedTokenizerFast = build_t5_tokenizer(vocabulary(), LENGTH)
+        self.denoiser = door.build(s.width, s.layers)
+        self.coarse = door.Coarse(s.width)
+        self.encoder = build_umt5(len(self.tokenizer))
+
+
+def _losses(
+    trainee: Trainee,
+    fine: bool,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    states: torch.Tensor,
+    target: torch.Tensor,
+) -> torch.Tensor:
+    coarse = None if fine else trainee.coarse
+    out = door.velocity(trainee.denoiser, x, t * 1000, states, coarse)
+    return F.mse_loss(out.float(), target)
+
+
+class Lesson:
+    """Moving scenes, by flow matching."""
+
+    def __init__(self, s: Settings, data: Latents):
+        torch.manual_seed(s.seed)
+        self.settings, self.data = s, data
+        self.trainee = Trainee(s)
+        self.ids = tokenize(self.trainee.tokenizer, data.captions)
+        self.empty = tokenize(self.trainee.tokenizer, [""])[0]
+        self.chance = chances(data.captions, s.single, s.hard)
+        self.losses = torch.compile(_losses, dynamic=False) if s.compile else _losses
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """Where Muon works."""
+        return [self.trainee.denoiser.blocks]
+
+    def is_fine(self, step: int) -> bool:
+        """Whether a step runs at the shipped resolution."""
+        s = self.settings
+        return step >= s.fine_from * s.steps or step % s.fine_every == s.fine_every - 1
+
+    def batch(self, step: int) -> dict[str, torch.Tensor]:
+        """The examples, times and noise of one step."""
+        s, g = self.settings, generator(self.settings.seed, step)
+        size = s.fine_batch if self.is_fine(step) else s.coarse_batch
+        at = pick(self.chance, size, g)
+        words = self.ids[at].clone()
+        words[torch.rand(size, generator=g) < s.drop] = self.empty
+        x0 = self.data.targets[at].float()
+        t = logit_normal(size, s.time_mean, s.time_std, g)
+        return {"x0": x0, "ids": words, "t": t, "noise": torch.randn(x0.shape, generator=g)}
+
+    def loss(self, step: int) -> tuple[str, torch.Tensor]:
+        """Mean squared error of the velocity; the kinds of steps are logged apart."""
+        b, fine = self.batch(step), self.is_fine(step)
+        t = b["t"][:, None, None, None, None]
+        x, target = torch.lerp(b["x0"], b["noise"], t), b["noise"] - b["x0"]
+        with torch.autocast("cpu", torch.bfloat16):
+            states = encode(self.trainee.encoder, b["ids"])
+            loss = self.losses(self.trainee, fine, x, b["t"], states, target)
+        return "fine" if fine else "coarse", loss
+
+
+def pipeline(work: Path, data: Path) -> WanPipeline:
+    """The pipeline with the averaged weights of `work/denoiser.pt`, float32."""
+    trainee = loop.averaged(work, Settings, Trainee)
+    return WanPipeline(
+        tokenizer=trainee.tokenizer,
+        text_encoder=trainee.encoder,
+        vae=video_autoencoder.load_vae(data),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        transformer=trainee.denoiser,
+    )

@@ -1,0 +1,78 @@
+"""The denoiser of shapes-wan, and a second, coarse door to it that only training uses.
+
+2,304 tokens are much for a CPU. So most steps show the blocks latent patches of 4 x 4 (576 tokens)
+through layers of their own; a coarse token stands where the first of its four fine ones does, and
+rotary positions are relative, so that the blocks see the same distances.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import nn
+
+from attn_control.zoo.train.text import WIDTH
+
+CHANNELS = 4  # of the latents
+
+
+def build(width: int = 128, layers: int = 8) -> WanTransformer3DModel:
+    """An untrained denoiser with heads of 32 channels."""
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=width // 32, attention_head_dim=32,
+        in_channels=CHANNELS, out_channels=CHANNELS, text_dim=WIDTH, freq_dim=128,
+        ffn_dim=4 * width, num_layers=layers, cross_attn_norm=True, rope_max_seq_len=256,
+    )  # fmt: skip
+    # Every block starts as the identity, as with adaLN-zero.
+    zero = [model.condition_embedder.time_proj, model.proj_out]
+    for block in model.blocks:
+        zero.append(block.attn2.to_out[0])
+        block.scale_shift_table.data[:, [2, 5]] = 0  # the gates
+    for layer in zero:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return model
+
+
+class Coarse(nn.Module):
+    """The coarse door: patches of 4 in and out."""
+
+    def __init__(self, width: int = 128):
+        super().__init__()
+        self.patch_embedding = nn.Conv3d(CHANNELS, width, (1, 4, 4), (1, 4, 4))
+        self.proj_out = nn.Linear(width, 16 * CHANNELS)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+
+def velocity(
+    model: WanTransformer3DModel,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    states: torch.Tensor,
+    coarse: Coarse | None = None,
+) -> torch.Tensor:
+    """What `model(...)` computes, or the same blocks behind the coarse door.
+
+    x float (batch, 4, frames, side, side); t float (batch,) in [0, 1000]; states (batch, tokens,
+    64). Returns the velocity, shaped like x.
+    """
+    batch, channels, frames, side, _ = x.shape
+    patch, door = (4, coarse) if coarse is not None else (2, model)
+    cells, rotary = side // patch, model.rope(x)
+    if coarse is not None:
+        rotary = tuple(
+            table.view(frames, side // 2, side // 2, -1)[:, ::2, ::2].reshape(
+                1, frames * cells * cells, 1, -1
+            )
+            for table in rotary
+        )
+    h = door.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
+    temb, gates, context, _ = model.condition_embedder(t, states, None)
+    gates = gates.unflatten(1, (6, -1))
+    for block in model.blocks:
+        h = block(h, context, gates, rotary)
+    shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
+    h = (model.norm_out(h.float()) * (1 + scale) + shift).type_as(h)
+    h = door.proj_out(h).view(batch, frames, cells, cells, patch, patch, channels)
+    return h.permute(0, 6, 1, 2, 4, 3, 5).reshape(x.shape)
