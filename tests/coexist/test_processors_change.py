@@ -217,3 +217,21 @@ def test_a_deep_copy_of_an_attached_pipeline_is_detached(family):
             assert torch.equal(tiny_pipelines.render(twin, call), guided)
     assert session.report().guided["calls"] == 8
     assert torch.equal(tiny_pipelines.render(twin, call), plain)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd3", "flux"])
+@torch.no_grad()
+def test_an_attention_that_others_put_into_torch(family, monkeypatch):
+    """As SageAttention's page tells its users to."""
+    model, call = _make(family)
+    original, ran = torch.nn.functional.scaled_dot_product_attention, []
+
+    def theirs(*args: Any, **kwargs: Any) -> torch.Tensor:
+        ran.append(1)
+        return original(*args, **kwargs)
+
+    expected = by_hand(family, model, call)
+    with attach(model, control(family)):
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", theirs)
+        close(model(**call)[0], expected)
+    assert len(ran) == 2 * sum(callable(getattr(m, "processor", 0)) for m in model.modules())
