@@ -13,6 +13,7 @@ from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from tiny_guiders import (
     CFG,
     SCALE,
+    costs_a_forward,
     judge,
     pushed_by,
     pushed_by_guider,
