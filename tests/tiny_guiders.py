@@ -78,6 +78,12 @@ def pushed_by_hand(model: Any, call: dict[str, Any], perturbing: AbstractContext
     return expected
 
 
+def costs_a_forward(guider: Any) -> None:
+    """Beside those of classifier-free guidance."""
+    if guider.num_conditions != 3:
+        raise NeitherNor(f"{guider.num_conditions} forwards, expected 3")
+
+
 class NeitherNor(Exception):
     """diffusers does neither what is right nor what its defect was."""
 

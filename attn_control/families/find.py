@@ -100,8 +100,11 @@ def find_sites(model: nn.Module, component: str) -> list[Site]:
             if slot is not None:
                 found.append(((order, *map(int, index)), name, slot, module))
     if not found:
+        elsewhere = [n for n, m in model.named_modules() if callable(getattr(m, "processor", None))]
+        where = f"; it is at {elsewhere[0]} and elsewhere" if elsewhere else ""
         raise AttnControlError(
-            f"attach: {type(model).__name__} has no attention module with a processor"
+            f"attach: this {type(model).__name__} has no attention with a processor where"
+            f" {family.name} has it ({', '.join(family.blocks)}){where}"
         )
     layers = {key: n for n, key in enumerate(sorted({key for key, *_ in found}))}
     sites = [

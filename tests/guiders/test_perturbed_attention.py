@@ -13,6 +13,7 @@ from diffusers.hooks import LayerSkipConfig
 from tiny_guiders import (
     CFG,
     SCALE,
+    costs_a_forward,
     crashing,
     guided_by,
     judge,
@@ -146,7 +147,9 @@ def test_b4_any_backend(flex):
 @upstream("B4", "the PAG guider replaces F.scaled_dot_product_attention alone")
 def test_b4_the_guider(flex):
     model, call, expected = flex
-    got = pushed_by_guider(pag("qwen"), model, call)
+    guider = pag("qwen")
+    got = pushed_by_guider(guider, model, call)
+    costs_a_forward(guider)
     judge(got, right=expected, wrong=torch.zeros_like(got), tolerance=5e-5)
 
 

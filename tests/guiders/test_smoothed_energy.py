@@ -13,6 +13,7 @@ from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from tiny_guiders import (
     CFG,
     SCALE,
+    costs_a_forward,
     judge,
     pushed_by,
     pushed_by_guider,
@@ -65,6 +66,7 @@ def test_b5_the_guider(name):
         seg_guidance_config=SmoothedEnergyGuidanceConfig([1], fqn="transformer_blocks"),
     )  # fmt: skip
     got = pushed_by_guider(guider, model, call)
+    costs_a_forward(guider)
     right = pushed_by_hand(model, call, blurred(model, call, PICTURES[name], mean))
     judge(got, right, wrong=torch.zeros_like(got))
 

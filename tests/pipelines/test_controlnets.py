@@ -6,6 +6,7 @@ import contextlib
 
 import diffusers
 import pytest
+import tiny
 import tiny_pipelines
 import torch
 from tiny_by_hand import explicit
@@ -48,6 +49,41 @@ def test_its_sites_are_named_and_taken_by_its_name_only(name):
     assert [*session.report().controls[0].sites] == [f"controlnet.{module}"]
     assert torch.equal(render(pipe, call), plain)
     assert fingerprint(denoiser, pipe.controlnet) == before
+
+
+def sd35_large():
+    """The ControlNets of SD3.5 large: no text, and the denoiser's own embedding of the picture."""
+    pipe, call, layout = EDITING["sd3_controlnet"]()
+    torch.manual_seed(2)
+    config = {n: v for n, v in pipe.controlnet.config.items() if not n.startswith("_")}
+    config |= {"joint_attention_dim": None, "use_pos_embed": False, "num_layers": 1}
+    net = tiny._spread(diffusers.SD3ControlNetModel(**config))
+    net.pos_embed = net._get_pos_embed_from_transformer(pipe.transformer)
+    pipe.controlnet = net
+    return pipe, call, layout
+
+
+SPANS = {
+    "sd15_controlnet": (EDITING["sd15_controlnet"], slice(None)),
+    "sd3_controlnet": (EDITING["sd3_controlnet"], slice(0, 16)),
+    "sd35_large": (sd35_large, slice(None)),
+    "flux_controlnet": (EDITING["flux_controlnet"], slice(5, 21)),
+}
+
+
+@pytest.mark.parametrize("name", SPANS)
+def test_the_picture_among_its_tokens(name):
+    make, span = SPANS[name]
+    module = SITES.get(name, ("", "transformer_blocks.0.attn"))[1]
+    pipe, call, _ = make()
+    with attach(pipe) as session:
+        label = next(s.label for s in session.sites if s.beside and s.name == module)
+    with attach(pipe, HeadGate(f"controlnet:{label}H1", gain=0.0, tokens="image")):
+        got = render(pipe, call)
+    with attention(pipe.controlnet, {module: gated((1,), 0.0, span)}):
+        want = render(pipe, call)
+    close(got, want)
+    assert not torch.equal(got, render(pipe, call))
 
 
 @pytest.mark.parametrize("control", [SoftPAG, NAG])

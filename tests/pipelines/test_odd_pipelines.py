@@ -72,3 +72,17 @@ def cond(pipe, call):
     render(pipe, call | {"num_inference_steps": 2})
     hook.remove()
     return seen[0][1:, :4]
+
+
+def test_a_unet_that_is_built_otherwise_is_refused_and_says_where_its_attention_is():
+    """As DeepFloyd IF and Kandinsky 2 have it: attention without transformer blocks."""
+    model = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=3, out_channels=6, layers_per_block=1, norm_num_groups=4,
+        block_out_channels=(16,), cross_attention_dim=8, attention_head_dim=8,
+        down_block_types=("SimpleCrossAttnDownBlock2D",),
+        up_block_types=("SimpleCrossAttnUpBlock2D",),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+    )  # fmt: skip
+    words = "no attention with a processor where SD 1.5, SDXL has it .*it is at down_blocks.0.att"
+    with pytest.raises(AttnControlError, match=words):
+        attach(model, HeadGate("L0", gain=0.5))
