@@ -1,8 +1,9 @@
-"""`python -m attn_control.zoo.evaluate shapes-sd3 --out DIR`: scores on the fixed prompts.
+"""`python -m attn_control.zoo.evaluate NAME --out DIR`: scores on the fixed prompts.
 
 Renders every prompt with its own seed, with and without classifier-free guidance, and writes
 `DIR/scores.json` (one row a prompt and setting) and `DIR/table.md`: shares with 95 % bootstrap
-intervals, seen and held-out pairs apart.
+intervals, seen and held-out pairs apart. Prompts of shapes-flux that point to a reference are
+rendered by diffusers' FluxKontextPipeline around the same parts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ import numpy as np
 
 from attn_control import zoo
 
-_PARTS = ("present", "bound", "relation", "background", "right")
+PARTS = {
+    "shapes-flux": ("present", "bound", "relation", "background", "texture", "right"),
+    "shapes-wan": ("frames", "direction", "crossing", "background", "right"),
+}
+_PICTURE_PARTS = ("present", "bound", "relation", "background", "right")
 
 
 def interval(values: np.ndarray, draws: int = 10_000) -> tuple[float, float, float]:
@@ -35,18 +40,74 @@ def subset(rows: list[dict[str, Any]], limit: int | None) -> list[dict[str, Any]
 
 
 def render(pipe: Any, rows: list[dict], guidance: float, batch: int, **kwargs: Any) -> list[Any]:
-    """One PIL image a prompt, each from its own seed (the same whatever the batch)."""
+    """What the pipeline makes of each prompt, each from its own seed (the same whatever the batch).
+
+    A PIL image a row, or uint8 (frames, height, width, 3) where the pipeline makes videos.
+    """
     import torch
     from tqdm import tqdm
 
-    images = []
-    for i in tqdm(range(0, len(rows), batch), desc=f"guidance {guidance:g}", leave=False):
-        part = rows[i : i + batch]
-        seeds = [torch.Generator("cpu").manual_seed(r["seed"]) for r in part]
-        prompts = [r["prompt"] for r in part]
-        out = pipe(prompts, generator=seeds, **{**kwargs, "guidance_scale": guidance})
-        images += out.images
-    return images
+    switch = "true_cfg_scale" if "true_cfg_scale" in kwargs else "guidance_scale"
+    pointing = [i for i, row in enumerate(rows) if row.get("reference")]
+    others = [i for i, row in enumerate(rows) if not row.get("reference")]
+    chunks = [
+        part[i : i + batch] for part in (pointing, others) for i in range(0, len(part), batch)
+    ]
+    made: dict[int, Any] = {}
+    for chunk in tqdm(chunks, desc=f"guidance {guidance:g}", leave=False):
+        part = [rows[i] for i in chunk]
+        call = {**kwargs, switch: guidance}
+        if "negative_prompt" in call:  # one a prompt: the pipelines do not repeat it themselves
+            call["negative_prompt"] = [call["negative_prompt"]] * len(part)
+        run = pipe
+        if part[0].get("reference"):
+            run, more = _with_references(pipe, part)
+            call |= more
+        call["generator"] = [torch.Generator("cpu").manual_seed(r["seed"]) for r in part]
+        out = run(prompt=[r["prompt"] for r in part], **call)
+        if hasattr(out, "frames"):
+            made |= zip(chunk, (np.asarray(out.frames) * 255).round().astype(np.uint8), strict=True)
+        else:
+            made |= zip(chunk, out.images, strict=True)
+    return [made[i] for i in range(len(rows))]
+
+
+def _with_references(pipe: Any, rows: list[dict]) -> tuple[Any, dict[str, Any]]:
+    """The pipeline that takes pictures, around the same parts, and the pictures for it."""
+    from diffusers import FluxKontextPipeline
+    from PIL import Image
+
+    from attn_control.zoo.scenes import SIZE, draw
+    from attn_control.zoo.textures import reference_scene
+
+    kontext = FluxKontextPipeline(**pipe.components)
+    kontext.set_progress_bar_config(disable=True)
+    images = [Image.fromarray(draw(reference_scene(**row["reference"]))) for row in rows]
+    return kontext, {"image": images, "max_area": SIZE * SIZE, "_auto_resize": False}
+
+
+def judge(name: str, row: dict[str, Any], made: Any) -> dict[str, Any]:
+    """The scorer's answers for one prompt's picture or video."""
+    reference = (row.get("reference") or {}).get("texture")
+    s = zoo.score(name, made, row["prompt"], reference)
+    parts = {part: getattr(s, part) for part in PARTS.get(name, _PICTURE_PARTS)}
+    if hasattr(s, "found"):
+        parts["found"] = [f"{o.colour} {o.shape}" for o in s.found]
+    return parts
+
+
+def _sheet(made: list[Any]) -> Any:
+    """All pictures, ten a row; of a video its first, middle and last frame, side by side."""
+    from PIL import Image
+
+    tiles = [np.asarray(m.convert("RGB")) if hasattr(m, "convert") else
+             np.concatenate([m[0], m[len(m) // 2], m[-1]], 1) for m in made]  # fmt: skip
+    height, width, _ = tiles[0].shape
+    sheet = np.zeros(((len(tiles) + 9) // 10 * height, 10 * width, 3), np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = i // 10 * height, i % 10 * width
+        sheet[y : y + height, x : x + width] = tile
+    return Image.fromarray(sheet)
 
 
 def table(scores: list[dict[str, Any]], settings: list[str]) -> str:
@@ -69,6 +130,25 @@ def table(scores: list[dict[str, Any]], settings: list[str]) -> str:
     return "\n".join(lines)
 
 
+def parts_table(name: str, scores: list[dict[str, Any]], settings: list[str]) -> str:
+    """A Markdown table of every part of the score; the texture also of references alone."""
+    lines = ["| part | prompts | n | " + " | ".join(settings) + " |"]
+    lines.append("|---" * (len(settings) + 3) + "|")
+    wanted = [(part, "all", lambda row: True) for part in PARTS.get(name, _PICTURE_PARTS)]
+    if name == "shapes-flux":
+        wanted.append(("texture", "with a reference", lambda row: bool(row["reference"])))
+    for part, which, holds in wanted:
+        columns = []
+        for setting in settings:
+            rows = [r for r in scores if r["setting"] == setting and holds(r)]
+            columns.append(np.array([r[part] for r in rows], float))
+        if not len(columns[0]):
+            continue
+        cells = ["{:.1f} % [{:.1f}, {:.1f}]".format(*interval(c)) for c in columns]
+        lines.append(f"| {part} | {which} | {len(columns[0])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def evaluate(
     name: str,
     out: Path,
@@ -82,11 +162,11 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Render and score; returns the rows that it writes to `out/scores.json`."""
     import torch
-    from PIL import Image
 
     pipe = pipe or zoo.load(name)
     call = {**zoo.defaults(name), **overrides}
-    cfg = guidance if guidance is not None else call["guidance_scale"]
+    switch = "true_cfg_scale" if "true_cfg_scale" in call else "guidance_scale"
+    cfg = guidance if guidance is not None else call[switch]
     rows = subset(zoo.load_prompts(name), limit)
     out.mkdir(parents=True, exist_ok=True)
     scores, settings = [], {}
@@ -94,30 +174,23 @@ def evaluate(
         for scale in (cfg, 1.0) if baseline else (cfg,):
             label = f"CFG {scale:g}" if scale > 1 else "no CFG"
             start = time.perf_counter()
-            images = render(pipe, rows, scale, batch, **call)
+            made = render(pipe, rows, scale, batch, **call)
             settings[label] = (time.perf_counter() - start) / len(rows)
-            for row, image in zip(rows, images, strict=True):
-                s = zoo.score(name, image, row["prompt"])
-                found = [f"{o.colour} {o.shape}" for o in s.found]
-                parts = {p: getattr(s, p) for p in _PARTS}
-                scores.append({**row, "setting": label, **parts, "found": found})
-            width, height = images[0].size
-            sheet = Image.new("RGB", (10 * width, (len(images) + 9) // 10 * height))
-            for i, image in enumerate(images):
-                sheet.paste(image, (i % 10 * width, i // 10 * height))
-            sheet.save(out / f"sheet-{label.replace(' ', '-').lower()}.png")
-    text = table(scores, list(settings))
+            for row, each in zip(rows, made, strict=True):
+                scores.append({**row, "setting": label, **judge(name, row, each)})
+            _sheet(made).save(out / f"sheet-{label.replace(' ', '-').lower()}.png")
+    text = table(scores, list(settings)) + "\n\n" + parts_table(name, scores, list(settings))
     seconds = ", ".join(f"{label} {value:.2f} s" for label, value in settings.items())
     (out / "scores.json").write_text(json.dumps(scores, indent=0))
-    (out / "table.md").write_text(text + f"\n\nSeconds an image: {seconds}\n")
-    print(text + f"\nseconds an image: {seconds}")
+    (out / "table.md").write_text(text + f"\n\nSeconds a prompt: {seconds}\n")
+    print(text + f"\nseconds a prompt: {seconds}")
     return scores
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     cli = argparse.ArgumentParser(prog="python -m attn_control.zoo.evaluate", description=__doc__)
-    cli.add_argument("name", choices=zoo.NAMES)
+    cli.add_argument("name", choices=zoo.KNOWN)
     cli.add_argument("--out", type=Path, required=True)
     cli.add_argument("--limit", type=int, help="only so many prompts, spread over the file")
     cli.add_argument("--guidance", type=float, help="default: the model's own")
