@@ -1,11 +1,9 @@
-"""The only file that knows how diffusers runs attention.
+"""Which processors are under watch, from ``install`` to ``restore``.
 
 Every processor's class is swapped for a subclass of itself (same name, same signature,
 ``isinstance`` kept) that publishes the port of the ``attn`` it was called with in a
-``threading.local``. The names through which processors reach the softmax, ``dispatch_attention_fn``
-and ``F`` in their own module, are replaced by versions that look for that port and pass straight
-through when there is none. Class swaps, not hooks: dynamo does not guard hooks, so a hook would be
-lost after compile.
+``threading.local``; ``softmax`` looks for it there. Class swaps, not hooks: dynamo does not guard
+hooks, so a hook would be lost after compile.
 """
 
 from __future__ import annotations
@@ -14,154 +12,19 @@ import contextlib
 import copy
 import copyreg
 import functools
-import sys
-import threading
-import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from attn_control.call import Call, Site
 from attn_control.errors import AttnControlError
-from attn_control.families import EVERY, family_of, find_sites, unwrap
+from attn_control.families import family_of, find_sites, unwrap
 from attn_control.parallel import refuse_spread_heads
-from attn_control.plan import Plan, PlanBuilder
+from attn_control.plan import PlanBuilder
 from attn_control.processors.control import Control
-
-_lock = threading.RLock()
-
-
-class _Local(threading.local):
-    def __init__(self) -> None:
-        self.port: Port | None = None
-        self.index = 0  # number of the softmax within the running processor call
-
-
-_local = _Local()
-
-
-class Port:
-    """The mutable end of a site: the plan in force, and the counter that proves it ran."""
-
-    def __init__(self, site: Site, parts: tuple[str, ...]) -> None:
-        self.site = site
-        self.main = None if parts == EVERY else parts.index("main")
-        self.plan: Plan | None = None
-        self.fired: Tensor | None = None
-        self.entered = (
-            False  # its processor ran in this forward; written in traced code, never read
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(None), ())  # a copied or pickled model is detached
-
-
-def _active() -> tuple[Port, Plan] | None:
-    """The port whose plan governs the softmax about to run, or None to pass through."""
-    port = _local.port
-    if port is None:
-        return None
-    index = _local.index
-    _local.index = index + 1
-    plan = port.plan
-    if plan is None or port.main not in (None, index):
-        return None
-    return port, plan
-
-
-def _watched_sdpa(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    def original() -> Tensor:
-        # Looked up now: others (SageAttention, say) may have put theirs there.
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-
-    active = _active()
-    if active is None:
-        return original()
-    port, plan = active
-    call = Call(port.site, "main", query, key, value, attn_mask, scale, original)
-    return plan.run(call, port.fired)
-
-
-def _watched_dispatch(dispatch: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    @functools.wraps(dispatch)
-    def dispatch_attention_fn(
-        query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        active = _active()
-        if active is None:
-            return dispatch(query, key, value, *args, **kwargs)
-
-        def original() -> Tensor:
-            return dispatch(query, key, value, *args, **kwargs).transpose(1, 2)
-
-        port, plan = active
-        mask = args[0] if args else kwargs.get("attn_mask")
-        q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        call = Call(port.site, "main", q, k, v, mask, kwargs.get("scale"), original)
-        return plan.run(call, port.fired).transpose(1, 2)
-
-    return dispatch_attention_fn
-
-
-def _functional() -> types.ModuleType:
-    """``torch.nn.functional`` with one name replaced. A copy, so that names cost nothing more."""
-    module = types.ModuleType("torch.nn.functional")
-    module.__dict__.update(vars(torch.nn.functional))
-    module.scaled_dot_product_attention = _watched_sdpa  # type: ignore[attr-defined]
-    return module
-
-
-_F = _functional()
-_patched: dict[str, tuple[dict[str, Any], int]] = {}  # module name -> (names to put back, users)
-
-
-def _patch(cls: type) -> list[str]:
-    """Redirect the softmax names in the modules the class comes from; returns those modules."""
-    names = {base.__module__ for base in cls.__mro__} - {"builtins", "torch.nn.modules.module"}
-    done = []
-    with _lock:
-        for name in names:
-            module: Any = sys.modules.get(name)
-            if module is None:
-                continue
-            saved, users = _patched.get(name, ({}, 0))
-            if not users:
-                if "dispatch_attention_fn" in vars(module):
-                    saved["dispatch_attention_fn"] = module.dispatch_attention_fn
-                    module.dispatch_attention_fn = _watched_dispatch(module.dispatch_attention_fn)
-                if vars(module).get("F") is torch.nn.functional:
-                    saved["F"] = module.F
-                    module.F = _F
-            if saved:
-                _patched[name] = (saved, users + 1)
-                done.append(name)
-    return done
-
-
-def _unpatch(names: list[str]) -> None:
-    with _lock:
-        for name in names:
-            saved, users = _patched[name]
-            if users > 1:
-                _patched[name] = (saved, users - 1)
-                continue
-            del _patched[name]
-            for attribute, value in saved.items():
-                setattr(sys.modules[name], attribute, value)
+from attn_control.softmax import Port, local, lock, patch, unpatch
 
 
 def _new(cls: type, *args: Any) -> Any:
@@ -187,15 +50,15 @@ def _watched_class(cls: Any) -> Any:
 
     @functools.wraps(cls.__call__)
     def __call__(self: Any, attn: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        port, index = _local.port, _local.index
-        _local.port = self._attn_control_port or getattr(attn, "_attn_control_port", None)
-        _local.index = 0
-        if _local.port is not None:
-            _local.port.entered = True
+        port, index = local.port, local.index
+        local.port = self._attn_control_port or getattr(attn, "_attn_control_port", None)
+        local.index = 0
+        if local.port is not None:
+            local.port.entered = True
         try:
             return cls.__call__(self, attn, *args, **kwargs)
         finally:
-            _local.port, _local.index = port, index
+            local.port, local.index = port, index
 
     body = {
         "__call__": __call__,
@@ -252,7 +115,7 @@ class Interception:
         _refuse_made(port)
         if not _is_watched(processor):
             cls: Any = type(processor)
-            self._modules += _patch(cls)
+            self._modules += patch(cls)
             try:
                 processor.__class__ = _watched_class(cls)
             except TypeError as error:
@@ -261,9 +124,9 @@ class Interception:
                     f" {error}"
                 ) from None
         else:
-            self._modules += _patch(type(processor)._attn_control_class)
+            self._modules += patch(type(processor)._attn_control_class)
         self._held[id(processor)] = processor
-        with _lock:
+        with lock:
             _users[id(processor)] = _users.get(id(processor), 0) + 1
 
     def heal(self) -> bool:
@@ -304,7 +167,7 @@ class Interception:
 
     def restore(self) -> None:
         """Give every processor its own class back, and every module its names."""
-        with _lock:
+        with lock:
             for key, processor in self._held.items():
                 _users[key] -= 1
                 if not _users[key]:
@@ -316,7 +179,7 @@ class Interception:
                     if processor._attn_control_port is None:
                         processor.__class__ = type(processor)._attn_control_class
         self._held.clear()
-        _unpatch(self._modules)
+        unpatch(self._modules)
         self._modules = []
         for port in self.ports:
             port.plan = None
@@ -354,11 +217,11 @@ def processors_for(model: Any, control: Control) -> dict[str, Any]:
         control.contribute(builder, 0, None, heads, None)
         fresh = copy.copy(processor)
         cls: Any = type(processor)
-        modules = _patch(cls)
+        modules = patch(cls)
         fresh.__class__ = _watched_class(cls)
         port = Port(site, family.parts(site))
         port.plan = builder.build()
         fresh._attn_control_port = port
-        weakref.finalize(fresh, _unpatch, modules)
+        weakref.finalize(fresh, unpatch, modules)
         result[key] = fresh
     return result

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
 from attn_control.call import Site, Step
 from attn_control.denoiser import Denoiser
-from attn_control.entry import Entry, check_window
+from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
-from attn_control.families import Family, bent_by, denoisers, refuse_guiders, refuse_pipeline
+from attn_control.families import bent_by, denoisers, refuse_guiders, refuse_pipeline
+from attn_control.preview import Preview, foresee
 from attn_control.processors.control import Control
 from attn_control.report import ControlRecord, Report, Stopwatch, usage
 
@@ -133,20 +132,8 @@ class Session:
         Raises:
             AttnControlError: a window holds none of the steps.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise AttnControlError(f"preview: steps must be a positive whole number, got {steps!r}")
-        values, sigmas = _schedule(
-            getattr(self.pipe, "scheduler", None), self._denoisers[0].family, steps
-        )
-        rows = []
-        for control in self.controls:
-            due = [] if control.idle else check_window(control, control.when, values, sigmas, 0)
-            guides = control.guidance_scale is not None
-            rides = guides and control.rides
-            extra = guides and not rides
-            rows.append(Due(str(control), control.idle, due, extra, control.appends, rides))
-        guessed = sigmas is None and any(c.when.kind == "sigma" for c in self.controls)
-        return Preview(len(values), rows, exact=not guessed)
+        scheduler = getattr(self.pipe, "scheduler", None)
+        return foresee(self.controls, scheduler, self._denoisers[0].family, steps)
 
     def report(self) -> Report:
         """What each control touched, at which steps, at what cost. At any time."""
@@ -238,86 +225,6 @@ class Session:
         if self.strict:
             raise AttnControlError(message)
         warnings.warn(message, stacklevel=2)
-
-
-class Due(NamedTuple):
-    """When a control would act, and what it costs.
-
-    extra: an extra forward at each of its steps; again: cond rows run twice at each of them;
-        rides: its perturbed rows are part of the pipeline's own forward.
-    """
-
-    control: str
-    idle: str | None
-    steps: list[int]
-    extra: bool
-    again: bool
-    rides: bool = False
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Steps of a run to come, control by control.
-
-    ``exact`` is False where a sigma window counts as the whole run, because the noise levels depend
-    on the picture's size.
-    """
-
-    steps: int
-    rows: list[Due]
-    exact: bool = True
-
-    @property
-    def extra_forwards(self) -> int:
-        """Extra denoiser forwards of the whole run."""
-        return sum(len(row.steps) for row in self.rows if row.extra)
-
-    def row_forwards(self, rows: int) -> int:
-        """Single rows through the denoiser over the run, for a picture.
-
-        rows: of the pipeline's own calls at one step: 2 under classifier-free guidance, else 1.
-        Extra forwards take the conditional row alone.
-        """
-        total = 0
-        for step in range(self.steps):
-            again = any(row.again and step in row.steps for row in self.rows)
-            rides = sum(row.rides and step in row.steps for row in self.rows)
-            extra = sum(row.extra and step in row.steps for row in self.rows)
-            total += rows + again + rides + extra * (1 + again)
-        return total
-
-    def __str__(self) -> str:
-        lines = [
-            f"{name}: "
-            + (
-                f"idle, {idle}"
-                if idle
-                else f"{len(due)} of {self.steps} steps" + (", one extra forward each" * extra)
-            )
-            for name, idle, due, extra, *_ in self.rows
-        ]
-        bound = "" if self.exact else "at most "
-        lines.append(f"extra forwards: {bound}{self.extra_forwards} beside {self.steps} steps")
-        return "\n".join(lines)
-
-
-def _schedule(scheduler: Any, family: Family, steps: int) -> tuple[list[float], list[float] | None]:
-    """Timesteps and sigmas of a run to come; positions alone if the scheduler cannot tell yet."""
-    from attn_control.steps import noise_levels
-
-    if scheduler is not None:
-        trial = copy.deepcopy(scheduler)
-        try:
-            if family.sigmas is None:
-                trial.set_timesteps(steps)
-            else:
-                trial.set_timesteps(sigmas=list(family.sigmas(steps)))
-        except Exception:  # with dynamic shift it needs the picture's size, not known beforehand
-            pass
-        else:
-            values = [float(t) for t in trial.timesteps.flatten()]
-            return values, noise_levels(trial, values)
-    return [float(n) for n in range(steps)], None
 
 
 def _total(watches: list[Stopwatch]) -> dict[str, float]:

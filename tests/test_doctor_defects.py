@@ -12,7 +12,7 @@ import tiny_pipelines
 import torch
 from test_doctor_model import tiny_subject
 
-from attn_control import denoiser, families, intercept, layouts, processors, session
+from attn_control import denoiser, families, intercept, layouts, processors, session, softmax
 from attn_control.call import Layout
 from attn_control.doctor import model as examination
 from attn_control.families import find
@@ -390,21 +390,21 @@ def test_a_name_left_redirected(monkeypatch):
     import diffusers.models.attention_processor as home
 
     before = home.F
-    real = intercept._unpatch
+    real = intercept.unpatch
     found: dict[str, Any] = {}
     try:
-        monkeypatch.setattr(intercept, "_unpatch", lambda names: None)
+        monkeypatch.setattr(intercept, "unpatch", lambda names: None)
         patient = examination._patient(
             examination.Patient(
                 "transformer", tiny.sd3(), families.family_of(tiny.sd3()), tiny.inputs("sd3")
             )
         )
-        home.F, intercept._patched = before, {}
+        home.F, softmax.patched = before, {}
         found["restore"] = examination.checks.restore(patient)
     finally:
-        intercept._patched.clear()
+        softmax.patched.clear()
         home.F = before
-        monkeypatch.setattr(intercept, "_unpatch", real)
+        monkeypatch.setattr(intercept, "unpatch", real)
     must_fail(found, "restore", "diffusers.models.attention_processor.F")
 
 

@@ -73,7 +73,12 @@ ROWS = (
             f"{WEIGHTS}::test_a_pipelines_lora_weights_loaded_during_a_session",
         ),
     ),
-    Row("GGUF weights", "As plain ones", (f"{WEIGHTS}::test_gguf_weights",)),
+    Row(
+        "GGUF weights",
+        "As plain ones. (torchao's int8 weights too, tried by hand on SD3 and FLUX with torchao"
+        " 0.18; it warns at every import, so that the suite goes without it)",
+        (f"{WEIGHTS}::test_gguf_weights",),
+    ),
     Row(
         "first-block cache, MagCache, TaylorSeer",
         "Extra forwards, and forwards with NAG's rows, have a cache of their own. Where a cache"
@@ -216,8 +221,9 @@ INTRO = """\
 
 <!-- made by tests/coexist/test_page.py; UPDATE_README=1 pytest on it writes it anew -->
 
-Everything here runs in CI on tiny models of diffusers' own classes, with an active control, against
-a plain eager session or attention written out in float64. The last column names the tests.
+Where nothing else is said, a line is what CI runs on tiny models of diffusers' own classes, with an
+active control, against a plain eager session or attention written out in float64. The last column
+names the tests.
 
 | beside `attach` | what happens | `tests/` |
 |---|---|---|

@@ -1,0 +1,153 @@
+"""The softmax under watch: the two names through which processors reach it, and what stands there.
+
+``dispatch_attention_fn`` and ``F``, in the processors' own modules, are replaced by versions that
+look for the port of the running processor and pass straight through when there is none.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_control.call import Call, Site
+from attn_control.families import EVERY
+from attn_control.plan import Plan
+
+lock = threading.RLock()
+
+
+class _Local(threading.local):
+    def __init__(self) -> None:
+        self.port: Port | None = None
+        self.index = 0  # number of the softmax within the running processor call
+
+
+local = _Local()
+
+
+class Port:
+    """The mutable end of a site: the plan in force, and the counter that proves it ran."""
+
+    def __init__(self, site: Site, parts: tuple[str, ...]) -> None:
+        self.site = site
+        self.main = None if parts == EVERY else parts.index("main")
+        self.plan: Plan | None = None
+        self.fired: Tensor | None = None
+        self.entered = (
+            False  # its processor ran in this forward; written in traced code, never read
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(None), ())  # a copied or pickled model is detached
+
+
+def _active() -> tuple[Port, Plan] | None:
+    """The port whose plan governs the softmax about to run, or None to pass through."""
+    port = local.port
+    if port is None:
+        return None
+    index = local.index
+    local.index = index + 1
+    plan = port.plan
+    if plan is None or port.main not in (None, index):
+        return None
+    return port, plan
+
+
+def _watched_sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    def original() -> Tensor:
+        # Looked up now: others (SageAttention, say) may have put theirs there.
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    active = _active()
+    if active is None:
+        return original()
+    port, plan = active
+    call = Call(port.site, "main", query, key, value, attn_mask, scale, original)
+    return plan.run(call, port.fired)
+
+
+def _watched_dispatch(dispatch: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(dispatch)
+    def dispatch_attention_fn(
+        query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        active = _active()
+        if active is None:
+            return dispatch(query, key, value, *args, **kwargs)
+
+        def original() -> Tensor:
+            return dispatch(query, key, value, *args, **kwargs).transpose(1, 2)
+
+        port, plan = active
+        mask = args[0] if args else kwargs.get("attn_mask")
+        q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        call = Call(port.site, "main", q, k, v, mask, kwargs.get("scale"), original)
+        return plan.run(call, port.fired).transpose(1, 2)
+
+    return dispatch_attention_fn
+
+
+def _functional() -> types.ModuleType:
+    """``torch.nn.functional`` with one name replaced. A copy, so that names cost nothing more."""
+    module = types.ModuleType("torch.nn.functional")
+    module.__dict__.update(vars(torch.nn.functional))
+    module.scaled_dot_product_attention = _watched_sdpa  # type: ignore[attr-defined]
+    return module
+
+
+_F = _functional()
+patched: dict[str, tuple[dict[str, Any], int]] = {}  # module name -> (names to put back, users)
+
+
+def patch(cls: type) -> list[str]:
+    """Redirect the softmax names in the modules the class comes from; returns those modules."""
+    names = {base.__module__ for base in cls.__mro__} - {"builtins", "torch.nn.modules.module"}
+    done = []
+    with lock:
+        for name in names:
+            module: Any = sys.modules.get(name)
+            if module is None:
+                continue
+            saved, users = patched.get(name, ({}, 0))
+            if not users:
+                if "dispatch_attention_fn" in vars(module):
+                    saved["dispatch_attention_fn"] = module.dispatch_attention_fn
+                    module.dispatch_attention_fn = _watched_dispatch(module.dispatch_attention_fn)
+                if vars(module).get("F") is torch.nn.functional:
+                    saved["F"] = module.F
+                    module.F = _F
+            if saved:
+                patched[name] = (saved, users + 1)
+                done.append(name)
+    return done
+
+
+def unpatch(names: list[str]) -> None:
+    with lock:
+        for name in names:
+            saved, users = patched[name]
+            if users > 1:
+                patched[name] = (saved, users - 1)
+                continue
+            del patched[name]
+            for attribute, value in saved.items():
+                setattr(sys.modules[name], attribute, value)
