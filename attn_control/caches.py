@@ -81,7 +81,8 @@ class StepCaches:
                     if appended and not hook.is_guidance_distilled:
                         raise AttnControlError(
                             "FasterCache takes the batch for an unconditional and a conditional"
-                            " half, but a control (NAG) appends rows to it; switch one of them off"
+                            " half, but a control (NAG, or a guide with batched=True) appends rows;"
+                            " switch one of them off"
                         )
                     # It reads branches off the size of the batch, so it has no place here.
                     stack.enter_context(_set(hook.fn_ref, "forward", hook.fn_ref.original_forward))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import diffusers
 import pytest
 import test_attach_only
 import tiny
@@ -137,3 +138,19 @@ BAD = [
 def test_what_does_not_go_together_is_named(make, words):
     with pytest.raises(AttnControlError, match=words):
         make()
+
+
+@pytest.mark.parametrize("window", ["0-1", "0-0.5"])
+def test_beside_a_step_cache_as_in_forwards_of_their_own(window):
+    """The first block's cache keeps three rows apart from one: at the window's end the batch
+    shrinks.
+    """
+    drawn = []
+    for batched in (False, True):
+        pipe, call = tiny_pipelines.flux(true_cfg=True)
+        pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=1e9))
+        with attach(pipe, SoftPAG("L1", scale=2.0, window=window, batched=batched), strict=True):
+            drawn.append(tiny_pipelines.render(pipe, call | {"num_inference_steps": 6}))
+    if window == "0-1":
+        close(drawn[1], drawn[0])
+    assert torch.isfinite(drawn[1]).all()

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import test_attach_only
+import test_z_image
 import tiny
 import tiny_loops
 import tiny_pipelines
@@ -132,6 +133,30 @@ def test_a_run_that_stops_guiding_midway_goes_on():
         tiny_pipelines.render(pipe, call)
     assert rows == [2, 2, 1, 1]
     assert list(session.report().controls[0].steps.values()) == [[0, 1]]
+
+
+@pytest.mark.parametrize("what", ["head", "attention"])
+def test_negative_rows_may_come_second(what):
+    """Z-Image: rows in lists, the conditional one first."""
+    model, call = test_z_image.MAKE(), test_z_image._call()
+    pipe = type("Pipe", (), {"do_classifier_free_guidance": True})()
+    pipe.transformer, pipe.scheduler = model, tiny_pipelines.sd3()[0].scheduler
+    pipe.scheduler.set_timesteps(4)
+    plain = test_z_image._run(model, call)
+    if what == "head":
+        control = SoftPAG("L1H1", u=0.6, fused=True)
+        with attention(model, {test_z_image.SITE: toward_identity((1,), 0.6)}):
+            perturbed = test_z_image._run(model, call)
+    else:  # the branch ends behind its norm
+        control = SkipLayers("L1", what="attention", u=0.6, fused=True)
+        norm = model.layers[1].attention_norm2
+        hook = norm.register_forward_hook(lambda module, given, out: 0.4 * out)
+        perturbed = test_z_image._run(model, call)
+        hook.remove()
+    with attach(pipe, control, strict=True):
+        got = test_z_image._run(model, call)
+    close(got, torch.stack([plain[0], perturbed[1]]))
+    assert (plain[1] - perturbed[1]).abs().max() > 1e-4
 
 
 def test_rows_that_are_not_the_batchs_are_refused():

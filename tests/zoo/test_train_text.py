@@ -1,5 +1,6 @@
 """The words on disk and in the weights: one number a word, the same in every process."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import torch
 from transformers import CLIPTokenizer
 
-from attn_control.zoo.train import flux, text
+from attn_control.zoo.train import flux, latents, text, wan
 
 # Some of the numbers that trained weights were trained with: they may never move.
 PLAIN = {"a": 320, "red": 591, "circle": 532}
@@ -25,12 +26,27 @@ def test_every_word_is_one_token_and_captions_fit():
     assert tokenizer.eos_token_id == len(tokenizer) - 1
 
 
-def test_every_process_numbers_the_words_alike(tmp_path):
-    """Ids lie on disk and in the weights: data of one process must fit weights of another."""
-    here = text.tokenize(text.build_tokenizer(), [" ".join(text.words()[:12])])[0].tolist()
+def _shared():
+    """Digests of all that one process writes to disk and another reads: words, scenes, videos."""
+    tokenizers = {
+        "plain": text.build_tokenizer(),
+        "flux": text.build_tokenizer(flux.vocabulary(), flux.LENGTH),
+        "flux t5": text.build_t5_tokenizer(flux.vocabulary(), flux.LENGTH),
+        "wan": text.build_t5_tokenizer(wan.vocabulary(), wan.LENGTH),
+    }
+    found = {name: sorted(t.get_vocab().items()) for name, t in tokenizers.items()}
+    for name, source in (("plain", latents.plain), ("flux", flux.SOURCE), ("wan", wan.SOURCE)):
+        caption, pictures = source(5)
+        found[f"{name} scene"] = [caption, *(p.tobytes().hex() for p in pictures)]
+    return {k: hashlib.sha256(json.dumps(v).encode()).hexdigest() for k, v in found.items()}
+
+
+def test_every_process_numbers_the_words_and_draws_the_scenes_alike(tmp_path):
+    """Data of one process must fit weights of another."""
+    here = _shared()
     script = (
-        "from attn_control.zoo.train import text\n"
-        "print(text.tokenize(text.build_tokenizer(), [' '.join(text.words()[:12])])[0].tolist())"
+        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "import json, test_train_text as t\nprint(json.dumps(t._shared()))"
     )
     for seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": seed}
