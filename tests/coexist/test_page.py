@@ -203,9 +203,9 @@ REFUSALS = (
         f"{CACHES}::test_whole_blocks_are_not_skipped_beside_a_cache_of_blocks",
     ),
     Refusal(
-        "NAG beside FasterCache",
+        "NAG, or batched guidance, beside FasterCache",
         "FasterCache takes the batch for an unconditional and a conditional half, but a control"
-        " (NAG) appends rows to it; switch one of them off",
+        " (NAG, or a guide with batched=True) appends rows; switch one of them off",
         f"{CACHES}::test_faster_cache_skips_the_negative_rows_of_ours_never",
     ),
     Refusal(

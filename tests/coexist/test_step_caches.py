@@ -161,6 +161,12 @@ def test_faster_cache_skips_the_negative_rows_of_ours_never():
         spatial_attention_timestep_skip_range=(-1, 0),  # no attention is skipped,
         unconditional_batch_skip_range=99,  # but all negative rows after the first step
         unconditional_batch_timestep_skip_range=(-1, 1001),
+        _unconditional_conditional_input_kwargs_identifiers=(  # it does not know SD3's
+            "hidden_states",
+            "encoder_hidden_states",
+            "timestep",
+            "pooled_projections",
+        ),
         tensor_format="BCHW",
         current_timestep_callback=lambda: 500,
     )
