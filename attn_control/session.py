@@ -123,7 +123,9 @@ class Session:
     @property
     def step(self) -> Step | None:
         """The last Step that a denoiser call of this session was at."""
-        steps = [denoiser.step for denoiser in self._denoisers if denoiser.step is not None]
+        # A ControlNet's step runs ahead of its denoiser's.
+        mine = [one for one in self._denoisers if not one.beside] or self._denoisers
+        steps = [denoiser.step for denoiser in mine if denoiser.step is not None]
         return max(steps, key=lambda step: (step.run_id, step.index or 0), default=None)
 
     def preview(self, steps: int) -> Preview:

@@ -111,6 +111,16 @@ def sdxl_inpaint() -> Made:
     )
 
 
+def sdxl_pix2pix() -> Made:
+    return _plain_image(
+        _edited(
+            "StableDiffusionXLInstructPix2PixPipeline", tiny_pipelines.sdxl, "pos image neg", 32,
+            False, image_guidance_scale=1.5,
+            parts={"unet": _other(tiny.unet(sdxl=True), in_channels=8)},
+        )
+    )  # fmt: skip
+
+
 def sd3_image() -> Made:
     return _edited(
         "StableDiffusion3Img2ImgPipeline", tiny_pipelines.sd3, "neg pos", 16, False, strength=0.7

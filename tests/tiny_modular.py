@@ -89,4 +89,21 @@ def wan_two() -> tuple[Any, dict[str, Any]]:
     return pipe, call | {"num_inference_steps": 4}
 
 
-MODULAR = {"sd3": sd3, "ltx": ltx, "wan": wan, "wan_two": wan_two}
+def flux() -> tuple[Any, dict[str, Any]]:
+    """Distilled: no guider, and one call a step."""
+    pipe = _blocks(
+        "flux", times="FluxSetTimestepsStep", places="FluxRoPEInputsStep", denoise="FluxDenoiseStep"
+    )
+    pipe.update_components(transformer=tiny.flux(), scheduler=_EULER())
+    return pipe, {
+        "latents": _rand(1, 16, 16, seed=0),
+        "prompt_embeds": _rand(1, 5, 32, seed=1),
+        "pooled_prompt_embeds": _rand(1, 16, seed=3),
+        "batch_size": 1,
+        "height": 64,
+        "width": 64,
+        "num_inference_steps": 3,
+    }
+
+
+MODULAR = {"sd3": sd3, "ltx": ltx, "wan": wan, "wan_two": wan_two, "flux": flux}

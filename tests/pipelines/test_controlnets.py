@@ -141,7 +141,7 @@ def _steps(pipe, session):
     found = []
 
     def note(*_):
-        step = session._denoisers[0].step
+        step = session.step
         found.append((step.index, step.total, step.branch))
 
     hook = pipe.unet.register_forward_pre_hook(note)
@@ -178,8 +178,7 @@ def test_guess_mode_gives_it_the_cond_rows_alone():
         render(pipe, call)
     controls = session.report().controls
     assert all(control.fired for control in controls)
-    step = session._denoisers[0].step
-    assert step.branch == ("uncond", "cond")
+    assert session.step.branch == ("uncond", "cond")
     assert session._denoisers[1].step.branch == ("other:controlnet",)
 
 
@@ -203,3 +202,15 @@ def test_a_bare_controlnet():
     net = controlnet_of(tiny_pipelines.sd15()[0].unet)
     with attach(net, HeadGate("controlnet:L0", gain=0.5)) as session:
         assert {site.model for site in session.sites} == {"controlnet"}
+
+
+def test_the_sessions_step_is_the_denoisers():
+    pipe, call, _ = EDITING["sd15_controlnet"]()
+    seen = []
+    with attach(pipe, HeadGate("all, controlnet:all", gain=0.5)) as session:
+        hook = pipe.controlnet.register_forward_pre_hook(lambda *_: seen.append(session.step))
+        render(pipe, call)
+        hook.remove()
+    # Before the denoiser's first call there is none; then it is one behind the ControlNet's.
+    assert [step and step.index for step in seen] == [None, 0, 1]
+    assert session.step.index == 2
