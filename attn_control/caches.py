@@ -59,6 +59,14 @@ class StepCaches:
         found = (hook for registry in registries if registry for hook in registry.hooks.values())
         return [hook for hook in found if hook._is_stateful]
 
+    def refuse_halves(self, who: object) -> None:
+        """Raises AttnControlError for a control of some rows where FasterCache leaves rows out."""
+        if any(_halves(hook) for hook in self.hooks()):
+            raise AttnControlError(
+                f"{who}: acts on some rows of the batch, but FasterCache leaves the unconditional"
+                " ones out of it; switch one of them off"
+            )
+
     @contextlib.contextmanager
     def branch(self, name: str, *, appended: bool = False) -> Iterator[None]:
         """Run forwards of a branch of our own beside the caches.
@@ -78,7 +86,7 @@ class StepCaches:
                 stack.enter_context(_renamed(manager, name, within=appended))
             for hook in hooks:
                 if type(hook).__name__.startswith("FasterCache"):
-                    if appended and not hook.is_guidance_distilled:
+                    if appended and _halves(hook):
                         raise AttnControlError(
                             "FasterCache takes the batch for an unconditional and a conditional"
                             " half, but a control (NAG, or a guide with batched=True) appends rows;"
@@ -98,6 +106,10 @@ class StepCaches:
         for states in self._states.values():
             states.hook.__dict__.pop("reset_state", None)
         self._states.clear()
+
+
+def _halves(hook: Any) -> bool:
+    return type(hook).__name__.startswith("FasterCache") and not hook.is_guidance_distilled
 
 
 def _is_manager(value: Any) -> bool:

@@ -146,6 +146,9 @@ class Denoiser:
             if entry.control.guidance_scale is None
             and (entry.control.branch is None or entry.control.branch in step.branch)
         ]
+        for entry in in_place:
+            if entry.control.branch is not None and len(set(step.branch)) > 1:
+                self.caches.refuse_halves(entry.control)
         guides = [entry for entry in due if entry.control.guidance_scale is not None]
         twice = [*guides, *(entry for entry in in_place if entry.control.appends)]
         if twice and any(arguments.get(name) is not None for name in _CACHES):

@@ -180,10 +180,26 @@ def test_faster_cache_skips_the_negative_rows_of_ours_never():
     with attach(pipe, SoftPAG("L1H1", scale=1e-9)) as session:
         close(tiny_pipelines.render(pipe, call), cached, 1e-4)
     assert session.report().guided["calls"] == STEPS
-    pipe.transformer._diffusers_hook.reset_stateful_hooks()
-    with pytest.raises(AttnControlError, match="FasterCache takes the batch"):
-        with attach(pipe, NAG(scale=3.0)):
-            tiny_pipelines.render(pipe, call)
+
+
+@pytest.mark.parametrize(
+    "control, sentence",
+    [
+        (SoftPAG("L1H1", scale=2.0, batched=True), "FasterCache takes the batch"),
+        (NAG(scale=3.0), "FasterCache leaves the unconditional ones out"),
+        (SoftPAG("L1H1", fused=True), "FasterCache leaves the unconditional ones out"),
+    ],
+)
+def test_rows_that_faster_cache_leaves_out_are_not_controlled(control, sentence):
+    pipe, call = _pipe("sd3")
+    apply_faster_cache(
+        pipe.transformer,
+        diffusers.FasterCacheConfig(
+            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+        ),
+    )
+    with pytest.raises(AttnControlError, match=sentence), attach(pipe, control):
+        tiny_pipelines.render(pipe, call)
 
 
 @pytest.mark.parametrize("first", ["cache", "attach"])
