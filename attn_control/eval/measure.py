@@ -6,10 +6,8 @@ for byte. Seconds and bytes are measured apart (`costs`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from attn_control.eval.planted import planted_control
@@ -83,27 +81,6 @@ def measure(
             images,
         ),
     }
-
-
-def costs(prepared: Prepared, rows: Sequence[Row], baseline: str) -> dict[str, Any]:
-    """Seconds as ratios to the baseline, picture by picture in one run, and peak bytes."""
-    theirs = {key: row["seconds"] for key, row in _of(rows, baseline).items()}
-    found = {}
-    for plan in prepared.variants:
-        mine = _of(rows, plan.name)
-        ratios = [math.log(row["seconds"] / theirs[key]) for key, row in mine.items()]
-        ratio = bootstrap_mean(ratios)
-        found[plan.name] = {
-            "seconds": round(median(row["seconds"] for row in mine.values()), 4),
-            # Geometric means: one slow picture of a noisy machine must not decide.
-            "ratio": {
-                key: round(math.exp(getattr(ratio, key)), 4) for key in ("mean", "low", "high")
-            },
-            "row_forwards": plan.row_forwards,
-            "peak_bytes": max(row["peak_bytes"] for row in mine.values()),
-            "peak_kind": next(iter(mine.values()))["peak_kind"],
-        }
-    return found
 
 
 def share(rows: Sequence[Row], verdict: str) -> Interval:

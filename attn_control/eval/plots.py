@@ -24,10 +24,11 @@ def plot_result(result: dict[str, Any], out: Path) -> list[Path]:
         groups = list(next(iter(variants.values()))["groups"])
         others = list(dict.fromkeys(o for v in variants.values() for o in v["against"]))
         panels = ["right", *others]
-        height = 1.2 + 0.34 * len(variants)
+        height = 1.4 + 0.34 * len(variants)
         figure, axes = plt.subplots(
-            1, len(panels), figsize=(3.6 * len(panels) + 1.2, height), sharey=True, squeeze=False
-        )
+            1, len(panels), figsize=(3.6 * len(panels) + 1.2, height), sharey=True, squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
         for axis, panel in zip(axes[0], panels, strict=True):
             for index, group in enumerate(groups):
                 _dots(axis, variants, panel, group, index, len(groups))
@@ -44,13 +45,11 @@ def plot_result(result: dict[str, Any], out: Path) -> list[Path]:
                 side.set_visible(False)
         axes[0][0].set_yticks(range(len(variants)), list(variants))
         axes[0][0].invert_yaxis()
-        axes[0][0].legend(
-            fontsize=7,
-            frameon=False,
-            loc="upper left",
-            bbox_to_anchor=(-0.02, -0.08),
-            ncols=len(groups),
-        )
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower left", fontsize=8, frameon=False,
+            ncols=min(4, len(groups)),
+        )  # fmt: skip
         figure.suptitle(
             f"{each['model']}: {each['prompts']} prompts, 95 % intervals",
             fontsize=11, x=0.01, ha="left", color=INK,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from attn_control import zoo
-from attn_control.eval.measure import as_dict, costs, difference, measure, share
+from attn_control.eval.costs import ROUNDS, costs
+from attn_control.eval.measure import as_dict, difference, measure, share
 from attn_control.eval.plots import plot_result
 from attn_control.eval.power import detectable
 from attn_control.eval.suite import Bar, SuiteFile
@@ -93,13 +93,14 @@ def run_suite(
     Raises:
         AttnControlError: a mistake in the suite, before anything is rendered; or a failed picture.
     """
+    import torch
+
     prepared = prepare_suite(suite, out, spread)
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "plan.json", _json(plan_of(suite, prepared)))
     measured, costing = {}, {}
     judged: list[dict[str, Any]] = []
     notes: list[str] = []
-    start = time.perf_counter()
     for name, each in prepared.items():
         if console is not None:
             console.print(f"{suite.name}: {name}, {len(each.tasks)} pictures", style="dim")
@@ -110,7 +111,7 @@ def run_suite(
         spec = suite.suite.measurements[name]
         prompts = zoo.load_prompts(each.choice.name)
         measured[name] = measure(each, outcome.rows, spec, prompts, out / name / "images")
-        costing[name] = costs(each, outcome.rows, spec.baseline)
+        costing[name] = costs(each, spec.baseline)
         bars = [bar for bar in suite.suite.bars if bar.job == name]
         judged += [judge(bar, outcome.rows, prompts) for bar in bars]
     result = {
@@ -126,8 +127,8 @@ def run_suite(
     spent = {
         "suite": suite.name,
         "digest": suite.digest,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "seconds": round(time.perf_counter() - start, 1),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores",
+        "rounds": ROUNDS,
         "measurements": costing,
     }
     pages = {

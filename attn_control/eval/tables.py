@@ -148,6 +148,7 @@ def costs_page(costs: Numbers) -> str:
         head = ["variant", "median s", "ratio to the baseline", "row-forwards", "peak memory"]
         parts += [f"### {name}: costs", grid(head, rows)]
     parts.append(
-        f"Measured on: {costs['machine']}. Rendering took {costs['seconds']:.0f} s in all."
+        f"Measured on {costs['machine']}; {costs['rounds']} rounds in which the variants took "
+        "turns, ratios paired by round."
     )
     return "\n\n".join(parts) + "\n"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from attn_control import zoo
 from attn_control.errors import AttnControlError
-from attn_control.eval import measure
+from attn_control.eval import costs, measure
 from attn_control.eval.command import evaluate, published_page
 from attn_control.eval.power import detectable
 from attn_control.eval.run import plan_of, prepare_suite, run_suite
@@ -68,7 +68,8 @@ def test_an_interrupted_suite_goes_on_where_it_ended(painter, suite, tmp_path):
     assert first.interrupted and first.result is None and not first.passed
     painter.stop_at = None
     second = run_suite(suite(), tmp_path / "out")
-    assert painter.calls == 81 and second.passed  # 80 pictures and the one that was broken off
+    drawn = painter.calls - 2 * (costs.ROUNDS + 1)
+    assert drawn == 81 and second.passed  # 80 pictures and the one that was broken off
 
 
 def test_likeness_and_costs(painter, suite, tmp_path):
@@ -83,16 +84,25 @@ def test_likeness_and_costs(painter, suite, tmp_path):
     assert "seconds" not in (out / "result.json").read_text()
 
 
-def test_a_ratio_of_seconds_is_paired_and_geometric(painter, suite, tmp_path):
-    file = suite()
-    prepared = prepare_suite(file, tmp_path / "out", None)["paint"]
-    rows = [
-        {"variant": task.variant, "prompt": task.prompt, "seed": task.seed, "peak_bytes": 1,
-         "peak_kind": "x", "seconds": (1 + i % 40) * (2.5 if task.variant == "guided" else 1)}
-        for i, task in enumerate(prepared.tasks)
-    ]  # fmt: skip
-    found = measure.costs(prepared, rows, "plain")["guided"]["ratio"]
-    assert found == {"mean": 2.5, "low": 2.5, "high": 2.5}
+def test_costs_take_turns_and_ratios_are_paired_by_round(painter, suite, tmp_path, monkeypatch):
+    """A clock that runs a hundred times slower in every other round must not show."""
+    prepared = prepare_suite(suite(), tmp_path / "out", None)["paint"]
+    order, now = [], [0.0]
+    paint = type(painter).__call__
+
+    def slow(self, guidance_scale=1.0, **options):
+        order.append(guidance_scale)
+        turn = (len(order) - 1) // 2
+        now[0] += (2.5 if guidance_scale > 1 else 1.0) * (100 if turn % 2 else 1)
+        return paint(self, guidance_scale=guidance_scale, **options)
+
+    monkeypatch.setattr(type(painter), "__call__", slow)
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: now[0])
+    found = costs.costs(prepared, "plain", rounds=4)
+    assert order == [1.0, 3.0] * 5  # one round to warm up
+    assert found["plain"]["ratio"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert found["guided"]["ratio"] == {"mean": 2.5, "low": 2.5, "high": 2.5}
+    assert found["guided"]["seconds"] == statistics.median([250, 2.5, 250, 2.5])
 
 
 def test_a_planted_effect_is_found_and_a_blind_scorer_is_not_believed(
