@@ -1,11 +1,8 @@
-"""The zoo's API, and the shipped folder under a stock, offline diffusers."""
+"""The zoo's API, and its evaluation of a painter whose pictures are known."""
 
-import json
-import os
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +11,6 @@ from PIL import Image
 from attn_control import zoo
 from attn_control.errors import AttnControlError
 from attn_control.zoo import evaluate
-
-SHIPPED = Path(zoo.__file__).parent / "models" / "shapes-sd3"
-needs_weights = pytest.mark.skipif(not SHIPPED.is_dir(), reason="no weights in this checkout")
 
 
 def test_importing_the_zoo_is_light():
@@ -135,72 +129,3 @@ def test_the_table_pairs_prompts():
     text = evaluate.table(scores, ["CFG 3", "no CFG"])
     assert "| seen, one object | 80 | 100.0 % [100.0, 100.0] | 0.0 % [0.0, 0.0] | +100.0" in text
     assert "| heldout, all | 40 |" in text
-
-
-@needs_weights
-def test_the_folder_is_small_and_complete():
-    files = [f for f in SHIPPED.rglob("*") if f.is_file()]
-    assert sum(f.stat().st_size for f in files) <= 12e6
-    assert {f.suffix for f in files} <= {".json", ".safetensors", ".md", ".txt"}
-    assert not [f for f in files if ".fp16." in f.name]
-    index = json.loads((SHIPPED / "model_index.json").read_text())
-    assert index["_class_name"] == "StableDiffusion3Pipeline"
-    assert index["transformer"] == ["diffusers", "SD3Transformer2DModel"]
-    assert (SHIPPED / "README.md").is_file()
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return zoo.load("shapes-sd3")
-
-
-@needs_weights
-def test_a_plain_from_pretrained_loads_and_renders_without_a_network():
-    code = f"""
-import socket, torch
-def refuse(*a, **k): raise OSError("no network in this test")
-socket.socket.connect = refuse
-socket.create_connection = refuse
-from diffusers import StableDiffusion3Pipeline
-pipe = StableDiffusion3Pipeline.from_pretrained({str(SHIPPED)!r})
-assert {{m.dtype for m in (pipe.transformer, pipe.vae, pipe.text_encoder)}} == {{torch.float32}}
-image = pipe("a red circle", num_inference_steps=2).images[0]
-print(image.size)
-"""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert out.returncode == 0, out.stderr[-2000:]
-    assert out.stdout.strip().endswith("(128, 128)")
-    assert "truncated" not in out.stderr
-
-
-@needs_weights
-def test_parameters_and_tokens(pipe):
-    assert sum(p.numel() for p in pipe.transformer.parameters()) <= 5e6
-    assert (128 // pipe.vae_scale_factor // pipe.transformer.config.patch_size) ** 2 == 256
-    assert pipe.transformer.transformer_blocks[0].attn.norm_q is not None
-
-
-@needs_weights
-def test_the_silent_t5_is_what_the_pipeline_does_without_one(pipe):
-    import torch
-
-    call = {"prompt": "a red ring", "prompt_2": None, "prompt_3": None, "max_sequence_length": 1}
-    with torch.no_grad():
-        with_t5 = pipe.encode_prompt(**call)[0]
-        parts = {**pipe.components, "text_encoder_3": None, "tokenizer_3": None}
-        without = type(pipe)(**parts).encode_prompt(**call)[0]
-    assert with_t5.shape == (1, 17, 128)
-    assert torch.equal(with_t5, without)
-
-
-@needs_weights
-@pytest.mark.slow
-def test_it_draws_what_it_is_told(pipe):
-    rows = [r for r in zoo.load_prompts("shapes-sd3") if r["split"] == "seen"]
-    rows = evaluate.subset([r for r in rows if r["objects"] == 1], 8)
-    images = evaluate.render(pipe, rows, 3.0, 8, **zoo.defaults("shapes-sd3"))
-    right = [
-        zoo.score("shapes-sd3", i, r["prompt"]).right for i, r in zip(images, rows, strict=True)
-    ]
-    assert sum(right) >= 5, right
