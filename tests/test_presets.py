@@ -166,7 +166,7 @@ variants:
       - HeadGate: {heads: L1H0, gain: 0.5}
   by hand:
     controls:
-      - SoftPAG: {heads: "L0H1, L5H2", u: 1.0, scale: 2.0}
+      - SoftPAG: {heads: "L3H2, L0H1, L0H0, L5H3", u: 1.0, scale: 1.0}
       - HeadGate: {heads: L1H0, gain: 0.5}
 """
 
