@@ -114,6 +114,19 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Softmax:
+    """One of the several softmaxes that a processor call makes, in their order.
+
+    Attributes:
+        layout: its tokens.
+        rows: the batch rows that it holds, half-open; None for all.
+    """
+
+    layout: Layout
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Step:
     """Where the sampler is at one denoiser call.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_control.call import Call, Layout, Segment, Step
+from attn_control.call import Call, Layout, Segment, Site, Step
 from attn_control.errors import AttnControlError
 from attn_control.plan import Plan
 
@@ -32,6 +32,16 @@ def spread(plan: Plan, model: Any, layout: Layout | None) -> Plan | SpreadPlan:
     q = None if layout is None else Shards(_streams(layout.q), rank, size, group)
     k = None if layout is None else Shards(_streams(layout.k), rank, size, group)
     return SpreadPlan(plan, q, k, rank, size, group)
+
+
+def refuse_spread_series(model: Any, site: Site) -> None:
+    """Raises AttnControlError under context parallelism, for a call of several softmaxes."""
+    config = getattr(model, "_parallel_config", None)
+    if getattr(config, "context_parallel_config", None) is not None:
+        raise AttnControlError(
+            f"attach: {site.label} makes several softmaxes a call; how context parallelism cuts"
+            " them is not known; expected one process"
+        )
 
 
 def refuse_spread_heads(model: Any) -> None:
@@ -136,6 +146,10 @@ class SpreadPlan:
 
     def prepare(self, step: Step) -> None:
         self.plan.prepare(step)
+
+    def at(self, index: int) -> SpreadPlan:
+        """As ``Plan.at``."""
+        return self
 
     def run(self, call: Call, fired: Tensor | None) -> Tensor:
         """As ``Plan.run``, for this process's tokens."""

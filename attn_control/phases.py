@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from attn_control.bypass import Bypass, find_bypasses, skip_plan
-from attn_control.call import Layout, Site, Step, rows_in, tensor_in
+from attn_control.call import Layout, Site, Softmax, Step, rows_in, tensor_in
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
 from attn_control.families import Family
 from attn_control.intercept import Interception
-from attn_control.parallel import spread
-from attn_control.plan import PlanBuilder
+from attn_control.parallel import refuse_spread_series, spread
+from attn_control.plan import PlanBuilder, PlanSeries
 from attn_control.processors.pairs import check_pairs
 
 MAX_STRUCTURES = 8
@@ -168,20 +168,25 @@ class Phases:
             selecting = [e for e in run.acting if port.site in e.heads and e.control.bypass is None]
             if not selecting:
                 continue
-            layout = self._layout(port.site, run)
+            found = self._layout(port.site, run)
+            if isinstance(found, tuple):
+                plan = self._series(port.site, found, selecting, run, device)
+                if plan is not None:
+                    plans[port] = plan
+                continue
             rows = rows_in(run.arguments[self.family.sample]) + run.appended
             builder = PlanBuilder(len(self.entries), port.site, device, rows)
             for entry in selecting:
                 control = entry.control
-                if layout is not None:
-                    control.check(port.site, layout)
+                if found is not None:
+                    control.check(port.site, found)
                 elif "layout" in control.needs:
                     raise self._no_layout(control, port.site)
                 own = self._own_rows(entry, run)
-                control.contribute(builder, entry.number, layout, entry.heads[port.site], own)
-            plan = builder.build()
-            if plan is not None:
-                plans[port] = spread(plan, self.model, layout)
+                control.contribute(builder, entry.number, found, entry.heads[port.site], own)
+            built = builder.build()
+            if built is not None:
+                plans[port] = spread(built, self.model, found)
         plans |= self._skips(run, device)
         for port in plans:
             if port.fired is None or port.fired.device != device:
@@ -197,7 +202,44 @@ class Phases:
             )
         return own
 
-    def _layout(self, site: Site, run: Pass) -> Layout | None:
+    def _series(
+        self,
+        site: Site,
+        softmaxes: tuple[Softmax, ...],
+        selecting: list[Entry],
+        run: Pass,
+        device: torch.device,
+    ) -> PlanSeries | None:
+        """The plans of a site whose processor makes several softmaxes a call.
+
+        A control takes part in those that hold queries of its tokens, and has to fit all of them.
+        """
+        refuse_spread_series(self.model, site)
+        total = rows_in(run.arguments[self.family.sample])
+        softmaxes = with_appended(softmaxes, run.cond, run.appended, total)
+        builders = [
+            PlanBuilder(len(self.entries), site, device, total + run.appended) for _ in softmaxes
+        ]
+        for entry in selecting:
+            control, own = entry.control, self._own_rows(entry, run)
+            if not any(softmax.layout.span(control.asks) for softmax in softmaxes):
+                control.check(site, softmaxes[-1].layout)
+            if softmaxes[0].rows is not None and (control.appends or control.by_row):
+                raise AttnControlError(
+                    f"{control}: at {site.label} of {self.family.name} each row of the batch has a"
+                    " softmax of its own, so that rows cannot be held against each other there"
+                )
+            for builder, softmax in zip(builders, softmaxes, strict=True):
+                rows = within(own, softmax.rows)
+                if rows == (0, 0) or not softmax.layout.span(control.asks):
+                    continue
+                control.check(site, softmax.layout)
+                heads = entry.heads[site]
+                control.contribute(builder, entry.number, softmax.layout, heads, rows)
+        built = tuple(builder.build() for builder in builders)
+        return PlanSeries(built) if any(built) else None
+
+    def _layout(self, site: Site, run: Pass) -> Layout | tuple[Softmax, ...] | None:
         if self.family.layout is None:
             return None
         return self.family.layout(site, run.arguments, self.model)
@@ -228,6 +270,30 @@ class Phases:
                         control, entry.number, len(self.entries), device, rows, drawn
                     )
         return plans
+
+
+def with_appended(
+    softmaxes: tuple[Softmax, ...], cond: Rows | None, appended: int, total: int
+) -> tuple[Softmax, ...]:
+    """The softmaxes of a call with the cond rows once more behind the ``total`` others: where each
+    row has its own, so do they.
+    """
+    if not appended or cond is None or softmaxes[0].rows is None:
+        return softmaxes
+    each = cond[1] - cond[0]
+    more = [
+        replace(softmaxes[cond[0] + n % each], rows=(total + n, total + n + 1))
+        for n in range(appended)
+    ]
+    return (*softmaxes, *more)
+
+
+def within(own: Rows | None, rows: Rows | None) -> Rows | None:
+    """A control's batch rows as rows of a softmax that holds only ``rows``; (0, 0) for none."""
+    if own is None or rows is None:
+        return own
+    first, last = max(own[0], rows[0]), min(own[1], rows[1])
+    return (first - rows[0], last - rows[0]) if first < last else (0, 0)
 
 
 def _drawn(entry: Entry, site: Site) -> Callable[[Step], bool]:

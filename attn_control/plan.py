@@ -50,6 +50,10 @@ class Plan:
             if prepare is not None:
                 prepare(step)
 
+    def at(self, index: int) -> Plan | None:
+        """The plan of the index-th softmax of a processor call: this one, whichever it is."""
+        return self
+
     def run(self, call: Call, fired: Tensor | None) -> Tensor:
         """Execute and count in ``fired``; returns (batch, heads, q_tokens, head_dim)."""
         out = call.original()
@@ -58,6 +62,25 @@ class Plan:
         if fired is not None:
             fired.add_(self.touch)
         return out
+
+
+@dataclass(frozen=True, eq=False)
+class PlanSeries:
+    """The plans of a processor call that makes several softmaxes, in their order; None where one
+    runs untouched.
+    """
+
+    plans: tuple[Plan | None, ...]
+
+    def prepare(self, step: Step) -> None:
+        """As `Plan.prepare`, for each."""
+        for plan in self.plans:
+            if plan is not None:
+                plan.prepare(step)
+
+    def at(self, index: int) -> Plan | None:
+        """The plan of the index-th softmax."""
+        return self.plans[index]
 
 
 class PlanBuilder:

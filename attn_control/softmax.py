@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attn_control.call import Call, Site
 from attn_control.families import EVERY
-from attn_control.plan import Plan
+from attn_control.plan import Plan, PlanSeries
 
 lock = threading.RLock()
 
@@ -38,7 +38,7 @@ class Port:
     def __init__(self, site: Site, parts: tuple[str, ...]) -> None:
         self.site = site
         self.main = None if parts == EVERY else parts.index("main")
-        self.plan: Plan | None = None
+        self.plan: Plan | PlanSeries | None = None
         self.fired: Tensor | None = None
         self.entered = (
             False  # its processor ran in this forward; written in traced code, never read
@@ -55,10 +55,10 @@ def _active() -> tuple[Port, Plan] | None:
         return None
     index = local.index
     local.index = index + 1
-    plan = port.plan
-    if plan is None or port.main not in (None, index):
+    if port.plan is None or port.main not in (None, index):
         return None
-    return port, plan
+    plan = port.plan.at(index)
+    return None if plan is None else (port, plan)
 
 
 def _watched_sdpa(

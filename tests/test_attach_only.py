@@ -56,21 +56,6 @@ def test_controls_of_some_tokens_are_refused_and_nothing_stays(family):
         assert _state(model) == before
 
 
-def test_a_softmax_for_each_stretch_is_gated_whole_and_has_no_identity():
-    model, call = QWEN.make(), QWEN.call()
-    plain = _run(model, call)
-    name = "transformer_blocks.1.attn"
-    with attention(model, {name: gated([1], 0.25)}) as seen:
-        expected = _run(model, call)
-    assert [(c.q.shape[2], c.k.shape[2]) for c in seen[name]] == [(5, 5), (16, 21)]
-    with attach(model, HeadGate("L1H1", gain=0.25)):
-        close(_run(model, call), expected)
-    with attach(model, SoftPAG("L1H1")):
-        with pytest.raises(AttnControlError, match="attends from 16 queries to 21 keys"):
-            _run(model, call)
-    assert torch.equal(_run(model, call), plain)
-
-
 def test_an_extra_forward_never_writes_into_a_cache():
     """A pipeline hands the model a cache to fill: guidance would fill it with perturbed keys."""
     model = QWEN.make()

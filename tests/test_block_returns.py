@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from guides_shared import combine
-from tiny_attach_only import ATTACH_ONLY, QWEN
+from tiny_attach_only import ATTACH_ONLY, SEVERAL
 from tiny_more import MORE, more_inputs
 from tiny_oracle import close
 from tiny_pictures import PICTURES
@@ -52,7 +52,7 @@ def _animatediff():
     }
 
 
-TABLES = {**PICTURES, **VIDEOS, **ATTACH_ONLY, "qwen21": QWEN}
+TABLES = {**PICTURES, **VIDEOS, **ATTACH_ONLY, **SEVERAL}
 MODELS = {
     "z_image": _z_image,
     "animatediff": _animatediff,

@@ -15,7 +15,7 @@ import tiny
 import tiny_pipelines
 import torch
 from test_z_image import MAKE, _call
-from tiny_attach_only import ATTACH_ONLY
+from tiny_attach_only import ATTACH_ONLY, SEVERAL
 from tiny_more import MORE, more_inputs
 from tiny_oracle import attention, dense
 from tiny_pictures import PICTURES
@@ -33,7 +33,7 @@ from attn_control.doctor.watch import softmaxes
 from attn_control.families import family_of
 
 DOC = Path(__file__).parents[1] / "docs" / "doctor.md"
-WIDE = {**PICTURES, **VIDEOS, **ATTACH_ONLY}
+WIDE = {**PICTURES, **VIDEOS, **ATTACH_ONLY, **SEVERAL}
 NOT_MADE_UP = {  # asks for arguments that have no rule
     "vace",
     "lumina2",
@@ -85,7 +85,7 @@ def test_nothing_fails_on_a_healthy_denoiser(name, make, call):
 
 @pytest.mark.parametrize(
     ("name", "make"),
-    [pytest.param(*m[:2], id=m[0]) for m in models() if m[0] not in ATTACH_ONLY],
+    [pytest.param(*m[:2], id=m[0]) for m in models() if m[0] not in {*ATTACH_ONLY, *SEVERAL}],
 )
 def test_inputs_of_a_bare_denoiser_are_made_up_or_it_is_said_why_not(name, make):
     model = make()

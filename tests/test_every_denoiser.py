@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import tiny
 from diffusers.models import transformers, unets
+from tiny_attach_only import SEVERAL
 from tiny_more import MORE
 from tiny_pictures import PICTURES
 from tiny_videos import VIDEOS
@@ -60,12 +61,13 @@ def test_at_least_36_rows_are_proved():
 
 def test_the_layout_of_every_row_is_proved_by_poking_tokens():
     """The tables of tiny models that test_wider_families, test_more_families and test_layouts poke;
-    Z-Image and AnimateDiff have tests of their own.
+    Z-Image, AnimateDiff and those of several softmaxes have tests of their own.
     """
     made = [one.make() for one in (*PICTURES.values(), *VIDEOS.values())]
     made += [make() for make in (*MORE.values(), tiny.sd3, tiny.flux, tiny.wan, tiny.unet)]
     poked = {type(model).__name__ for model in made}
     alone = {"ZImageTransformer2DModel", "UNetMotionModel"}
+    alone |= {type(one.make()).__name__ for one in SEVERAL.values()}  # test_several_softmaxes.py
     assert poked | alone == {name for name in exported() if kind(name) == "row"}
     assert not poked & alone
 

@@ -7,7 +7,6 @@ import torch
 from diffusers.modular_pipelines.flux3 import before_denoise
 from test_attach_only import _animatediff
 from test_wider_families import _run
-from tiny_attach_only import ATTACH_ONLY
 from tiny_oracle import attention
 from tiny_pictures import PICTURES
 from tiny_pipelines import _quiet
@@ -110,25 +109,6 @@ def test_padding_of_a_text_is_cut_out_and_the_image_follows():
         text[:, word] += 1.0
         assert moved(call | {"encoder_hidden_states": text}).tolist() == expected
     assert moved(tiny.poked(call, 6)).tolist() == [3 + 6]
-
-
-def test_each_row_has_a_softmax_of_its_own_text():
-    """Mochi: [video, words without padding], row by row; why its row of the table has no layout."""
-    tiny = ATTACH_ONLY["mochi"]
-    model, call = tiny.make(), tiny.call()
-
-    def look(call):
-        with attention(model) as seen:
-            _run(model, call)
-        return seen["transformer_blocks.0.attn1"]
-
-    plain = look(call)
-    assert [(c.q.shape[0], c.q.shape[2]) for c in plain] == [(1, 12 + 3), (1, 12 + 5)]
-    text = call["encoder_hidden_states"].clone()
-    text[:, 1] += 1.0
-    for before, after in zip(plain, look(call | {"encoder_hidden_states": text}), strict=True):
-        moved = (before.q - after.q).abs().amax((0, 1, 3)).nonzero().flatten().tolist()
-        assert 12 + 1 in moved
 
 
 def test_frames_of_a_motion_unet_are_rows_and_run_row_by_row():

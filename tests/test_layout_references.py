@@ -284,7 +284,8 @@ def test_a_reference_read_from_a_cache_stands_before_the_text():
         assert _moved(plain.k, poked.k) == [keys[-1][1] + 6]
 
 
-ELSEWHERE = {"wan_video_and_text", "reference_video_and_text"}  # test_wan_keys.py, for its keys
+# test_wan_keys.py, for its keys; test_several_softmaxes.py.
+ELSEWHERE = {"wan_video_and_text", "reference_video_and_text", "stretches_then_image"}
 
 
 def _may_have_references(function: Any) -> bool:

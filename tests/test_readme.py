@@ -20,13 +20,13 @@ import test_z_image
 import tiny
 import tiny_pipelines
 import torch
-from tiny_attach_only import ATTACH_ONLY
+from tiny_attach_only import ATTACH_ONLY, SEVERAL
 from tiny_more import MORE, more_inputs
 from tiny_pictures import PICTURES
 from tiny_videos import VIDEOS
 
 from attn_control import AttnControlError, attach
-from attn_control.call import Layout, sample_of
+from attn_control.call import Layout, Softmax, sample_of
 from attn_control.families import FAMILIES, Family, family_of
 from attn_control.processors import CONTROLS, HeadGate, SoftPAG
 
@@ -39,9 +39,11 @@ CFG = {
 ALL = list(CONTROLS)
 
 
-def _order(layout: Layout | None) -> str:
+def _order(layout: Layout | tuple[Softmax, ...] | None) -> str:
     if layout is None:
         return "not known yet"
+    if isinstance(layout, tuple):
+        return "; ".join(dict.fromkeys(_order(softmax.layout) for softmax in layout))
     names = "[" + ", ".join(dict.fromkeys(s.role for s in layout.q)) + "]"
     if layout.is_self:
         return names
@@ -55,11 +57,10 @@ def _models() -> Iterator[tuple[str | None, Any, dict[str, Any]]]:
         yield names.get(key), make(), tiny.family_inputs(key)
     for key, make in MORE.items():
         yield None, make(), more_inputs(key)
-    for wide in (PICTURES, VIDEOS, ATTACH_ONLY):
+    for wide in (PICTURES, VIDEOS, SEVERAL, ATTACH_ONLY):
         for one in wide.values():
             yield None, one.make(), one.call()
     yield None, test_z_image.MAKE(), test_z_image._call()
-    yield None, test_attach_only.QWEN.make(), test_attach_only.QWEN.call()
     yield None, *test_attach_only._animatediff()
 
 

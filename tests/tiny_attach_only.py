@@ -1,4 +1,6 @@
-"""Tiny models of families whose token order is not known to us."""
+"""Tiny models of families whose token order is not known to us, or whose processors make several
+softmaxes a call.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +29,6 @@ ATTACH_ONLY = {
         ),
         lambda: _VIDEO | _TEXT,
         (("L1", "transformer_blocks.1.attn1"), ("L2", "temporal_transformer_blocks.0.attn1")),
-    ),
-    "mochi": Tiny(
-        make(
-            "MochiTransformer3DModel",
-            patch_size=2,
-            num_attention_heads=2,
-            attention_head_dim=16,
-            num_layers=2,
-            pooled_projection_dim=16,
-            in_channels=4,
-            text_embed_dim=32,
-            time_embed_dim=4,
-            max_sequence_length=TEXT,
-        ),
-        lambda: (
-            _VIDEO
-            | _TEXT
-            | {"encoder_attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()}
-        ),
-        (("L0", "transformer_blocks.0.attn1"),),
     ),
     "framepack": Tiny(
         make(
@@ -118,3 +100,26 @@ QWEN = Tiny(
     },
     (),
 )
+
+MOCHI = Tiny(
+    make(
+        "MochiTransformer3DModel",
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=32,
+        time_embed_dim=4,
+        max_sequence_length=TEXT,
+    ),
+    lambda: (
+        _VIDEO
+        | _TEXT
+        | {"encoder_attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()}
+    ),
+    (("L0", "transformer_blocks.0.attn1"),),
+)
+
+SEVERAL = {"mochi": MOCHI, "qwen21": QWEN}

@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import torch
 from tiny import _spread, inputs
-from tiny_attach_only import ATTACH_ONLY
+from tiny_attach_only import MOCHI
 from tiny_more import more_inputs
 from tiny_wide import TEXT, rand, time
 
@@ -192,7 +192,7 @@ _MODELS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": (_pixart, _picture),
     "Lightricks/LTX-Video": (_ltx, _video),
     "hunyuanvideo-community/HunyuanVideo": (_hunyuanvideo, lambda: more_inputs("hunyuanvideo")),
-    "genmo/mochi-1-preview": (_mochi, ATTACH_ONLY["mochi"].call),
+    "genmo/mochi-1-preview": (_mochi, MOCHI.call),
     "shapes-sd3": (lambda: _sd3(6, 4), lambda: inputs("sd3")),
 }
 PUBLISHED = tuple(_MODELS)

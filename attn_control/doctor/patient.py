@@ -67,10 +67,13 @@ class Patient:
         return seen
 
     def layout(self, site: Site) -> Layout | None:
-        """The tokens of a site, as the package believes them to stand."""
+        """The tokens of a site, as the package believes them to stand; None where it makes
+        several softmaxes a call.
+        """
         if self.family.layout is None:
             return None
-        return self.family.layout(site, self.call, self.model)
+        found = self.family.layout(site, self.call, self.model)
+        return found if isinstance(found, Layout) else None
 
     def main(self, site: Site) -> list[int]:
         """Which of a site's softmaxes in one forward a control changes."""

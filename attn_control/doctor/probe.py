@@ -23,7 +23,7 @@ def layout(p: Patient) -> Finding:
         )
     known = [(site, p.layout(site)) for site in p.sites]
     if all(found is None for _, found in known):
-        raise Skipped("the rows of this call have no common order of tokens")
+        raise Skipped("the rows of this call have no common order of tokens, or no common softmax")
     wrong = [text for site, found in known if found and (text := _lengths(p, site, found))]
     if wrong:
         more = f" (and {len(wrong) - 1} more sites)" if len(wrong) > 1 else ""

@@ -36,8 +36,9 @@ class Family:
         blocks: module paths of its blocks, "#" for an index, in execution order.
         slots: attention module's name inside a block -> slot; a name that blocks of two kinds share
             is written out, "path.of.#.name".
-        layout: (site, arguments, model) -> Layout of that site's main softmax, or None where the
-            rows of a batch have none in common. None instead of a function: the order of tokens is
+        layout: (site, arguments, model) -> Layout of that site's main softmax, or a Softmax for
+            each that a processor call makes, or None where the rows of a batch have none in common.
+            None instead of a function: the order of tokens is
             not proved, and only controls that need no layout work ("attach-only").
         cfg: "batched" (rows [uncond, cond] in one call), "batched, cond first" or "split" (a call
             each, cond first).

@@ -292,11 +292,12 @@ PICTURES: tuple[Family, ...] = (
         denoiser="QwenImage21Transformer2DModel",
         blocks=("transformer_blocks.#",),
         slots={"attn": "joint"},
-        layout=None,  # a softmax for each stretch of text and each picture, block by block causal
+        layout=layouts.stretches_then_image,
         cfg="split",
         block_returns=_ONE,
         timestep_scale=1e-3,
         parts=lambda site: EVERY,
         row_fields=ROWS | {"img_mask", "encoder_hidden_states_mask"},
+        by_value=frozenset({"img_mask", "img_shapes", "kv_cache_mode"}),
     ),
 )

@@ -98,6 +98,7 @@ class Blend:
         path: from attention to identity: "linear", "slerp" or "chord" (see ``kernels.paths``).
         text: half-open ranges of the keys that are no image, for targets that need them.
         cap: where u is negative, the largest norm of the new output relative to the old, per token.
+        own_keys: whether query i and key i must be the same token, as for the identity.
     """
 
     region: Region
@@ -106,6 +107,7 @@ class Blend:
     path: str = "linear"
     text: tuple[tuple[int, int], ...] = ()
     cap: float | None = None
+    own_keys: bool = True
 
     def prepare(self, step: Step) -> None:
         """Before each forward: targets that change with the step."""
@@ -114,7 +116,7 @@ class Blend:
             prepare(step)
 
     def __call__(self, out: Tensor, call: Call) -> Tensor:
-        if call.q.shape[2] != call.k.shape[2]:
+        if self.own_keys and call.q.shape[2] != call.k.shape[2]:
             raise AttnControlError(
                 f"SoftPAG: {call.site.label} attends from {call.q.shape[2]} queries to"
                 f" {call.k.shape[2]} keys; the identity needs query i and key i to be the same"

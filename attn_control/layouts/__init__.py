@@ -1,8 +1,8 @@
 """From what a denoiser is called with to the order of its tokens. Each function serves every family
 that packs alike.
 
-Signature: (site, arguments by name, model) -> Layout of the site's main softmax, or None where the
-rows of a batch have none in common.
+Signature: (site, arguments by name, model) -> Layout of the site's main softmax; or one Softmax
+each, where a processor call makes several; or None where the rows of a batch have none in common.
 """
 
 from attn_control.layouts.cross import (
@@ -20,6 +20,7 @@ from attn_control.layouts.joint import (
     image_then_text,
     padded_image_then_text,
     padded_rows,
+    stretches_then_image,
     text_then_frames,
     text_then_image,
     text_then_image_or_cached,
@@ -30,6 +31,7 @@ from attn_control.layouts.joint import (
     video_then_mixed_text,
     video_then_text,
     video_then_text_or_itself,
+    video_then_valid_text_by_row,
 )
 from attn_control.layouts.parts import Arguments, LayoutOf
 
@@ -44,6 +46,7 @@ __all__ = [
     "padded_image_then_text",
     "padded_rows",
     "reference_video_and_text",
+    "stretches_then_image",
     "text_then_frames",
     "text_then_image",
     "text_then_image_or_cached",
@@ -57,5 +60,6 @@ __all__ = [
     "video_then_mixed_text",
     "video_then_text",
     "video_then_text_or_itself",
+    "video_then_valid_text_by_row",
     "wan_video_and_text",
 ]

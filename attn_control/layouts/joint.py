@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from attn_control.call import Layout, Site
+from attn_control.call import Layout, Site, Softmax
 from attn_control.layouts.parts import Arguments, Part, grid, patches, picture_of, text_of
 
 
@@ -152,6 +152,55 @@ def video_then_text(site: Site, args: Arguments, model: Any) -> Layout:
     picture, text = args.get("image_embeds"), text_of(args, model)
     length = 0 if picture is None else int(picture.shape[1])
     return Layout.joint(picture_of(args, model), ("reference", length, None), text)
+
+
+def video_then_valid_text_by_row(site: Site, args: Arguments, model: Any) -> tuple[Softmax, ...]:
+    """[video, text without its padding], a softmax for each row of the batch."""
+    video = picture_of(args, model)
+    lengths = args["encoder_attention_mask"].bool().sum(dim=1).tolist()
+    return tuple(
+        Softmax(Layout.joint(video, ("text", int(length), None)), (row, row + 1))
+        for row, length in enumerate(lengths)
+    )
+
+
+def stretches_then_image(
+    site: Site, args: Arguments, model: Any
+) -> Layout | tuple[Softmax, ...] | None:
+    """A softmax for each stretch of text and each reference, whose keys are all that went before
+    and itself, and one for the image, whose keys are everything; from a cache of the others' keys,
+    the last alone. None where one kernel runs them all.
+    """
+    flex = "Flex" in type(site.module.processor).__name__
+    mask, shapes = args["img_mask"][0], args["img_shapes"][0]
+    sizes = [int(frames * height * width) for frames, height, width in shapes]
+    parts: list[Part] = []
+    slots = iter(zip(sizes, shapes, strict=True))
+    left = 0  # slots of the encoder that belong to the picture begun; each is 2 x 2 tokens
+    for is_image in mask.tolist():
+        if not is_image:
+            if parts and parts[-1][0] == "text":
+                parts[-1] = ("text", parts[-1][1] + 1, None)
+            else:
+                parts.append(("text", 1, None))
+        elif left:
+            left -= 1
+        else:
+            size, (frames, height, width) = next(slots)
+            left = size // 4 - 1
+            parts.append(("reference", size, (int(frames), int(height), int(width))))
+    parts[-1] = ("image", *parts[-1][1:])
+    image, everything = Layout.joint(parts[-1]), Layout.joint(*parts)
+    if args.get("kv_cache_mode") == "cached":
+        return (
+            Layout.cross(image, everything) if flex else (Softmax(Layout.cross(image, everything)),)
+        )
+    if flex:
+        return None
+    return tuple(
+        Softmax(Layout.cross(Layout.joint(part), Layout.joint(*parts[: n + 1])))
+        for n, part in enumerate(parts)
+    )
 
 
 def video_then_text_or_itself(site: Site, args: Arguments, model: Any) -> Layout:

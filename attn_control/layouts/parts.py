@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attn_control.call import Layout, Site
+from attn_control.call import Layout, Site, Softmax
 
 Arguments = Mapping[str, Any]
 """What the denoiser was called with, by parameter name."""
 
-LayoutOf = Callable[[Site, Arguments, Any], Layout | None]
+LayoutOf = Callable[[Site, Arguments, Any], Layout | tuple[Softmax, ...] | None]
 Part = tuple[str, int, tuple[int, int, int] | None]
 
 

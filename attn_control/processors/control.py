@@ -63,6 +63,16 @@ class Control:
         """Why it asks for nothing (say u = 0), or None. Idle controls never run and never miss."""
         return None
 
+    @property
+    def asks(self) -> str:
+        """The role of the queries that it changes: "all", or as in its option ``tokens``."""
+        return getattr(self, "tokens", "image")
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each batch row has options of its own."""
+        return False
+
     appends: ClassVar[bool] = False
     """Whether it has the cond rows run a second time, with ``negative_text``."""
 

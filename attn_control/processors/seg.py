@@ -82,4 +82,4 @@ class SEG(Guide):
                 frames, height, width = picture.grid
                 down, across = (gaussian(n, self.sigma, builder.device) for n in (height, width))
                 target = Blur(frames, down, across)
-            builder.add(Part(number, Blend(region, u, target)))
+            builder.add(Part(number, Blend(region, u, target, own_keys=False)))

@@ -164,6 +164,10 @@ class SoftPAG(Guide):
     def guidance_scale(self) -> float | None:
         return None if self.in_place or self.fused else self.scale
 
+    @property
+    def by_row(self) -> bool:
+        return self.gates is not None and self.gates.ndim == 3
+
     def check(self, site: Site, layout: Layout) -> None:
         if not layout.is_self:
             raise AttnControlError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from contextlib import closing
@@ -299,7 +300,9 @@ def describe(control: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
+    if isinstance(value, float):
+        return math.isfinite(value)  # JSON knows no infinity, such as SEG's sigma
+    return value is None or isinstance(value, (bool, int, str))
 
 
 def _defaults(choice: ModelChoice) -> dict[str, Any]:

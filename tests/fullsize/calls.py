@@ -2,8 +2,8 @@
 
 Large tensors are on the meta device: they have shapes and no memory. What decides a layout by its
 values (position ids, masks) is real, and made by the pipeline's own function where there is one.
-Texts have the most tokens that the pipeline takes; three pipelines take them as long as the prompt,
-here 512 for FLUX.3 and Qwen-Image, 256 for ERNIE-Image.
+Texts have the most tokens that the pipeline takes; four pipelines take them as long as the prompt,
+here 512 for FLUX.3, Qwen-Image and Qwen-Image 2.1, 256 for ERNIE-Image.
 """
 
 from __future__ import annotations
@@ -209,6 +209,10 @@ CALLS: dict[str, Callable[[], Call]] = {
     "qwen-image-edit": lambda: _qwen((1, 64, 64), (1, 64, 64)),
     # Four layers and what they make up, of 640 x 640 pixels, and the picture to be taken apart.
     "qwen-image-layered": lambda: _qwen(*[(1, 40, 40)] * 6, additional_t_cond=torch.tensor([0])),
+    "qwen-image-21": lambda: _call(
+        (4096, 64), 512, 4096, time=0.5, img_shapes=[[(1, 64, 64)]],
+        img_mask=torch.tensor([[False] * 512 + [True] * 1024]),  # a slot is 2 x 2 tokens
+    ),
     "cogview4": lambda: _call((16, 128, 128), 1024, 4096,
                               **_sizes("original_size", "target_size", "crop_coords")),
     "cogview3plus": lambda: _call((16, 128, 128), 224, 4096,
@@ -241,6 +245,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "hunyuanvideo": _hunyuanvideo,
     "hunyuanvideo15": lambda: _two_texts((65, 31, 30, 53), (1000, 3584), 256,
                                          image_embeds=torch.zeros(1, 729, 1152)),
+    "mochi": lambda: _masked((12, 4, 60, 106), 256, 4096),
     "ltx-video": lambda: _masked((7392, 128), 128, 4096, num_frames=21, height=16, width=22),
     "ltx2": _ltx2,
     "cogvideox-5b": lambda: _cog(16, 13, 60, 90),

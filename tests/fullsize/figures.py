@@ -80,7 +80,9 @@ FIGURES = {
         60, 24, 128, 20430401088 + 2 * 3072,
         "text 512" + ", image 40x40" * 5 + ", reference 40x40",
     ),
-    "qwen-image-21": _unknown(_joint(32, 32, 128, 7115124736)),
+    "qwen-image-21": _joint(
+        32, 32, 128, 7115124736, f"text 512; {_1K} -> text 512, {_1K}"
+    ),
     "cogview4": _joint(28, 32, 128, 6369118272, f"text 1024, {_1K}"),
     "cogview3plus": _joint(30, 64, 40, 2848836672, f"text 224, {_1K}"),
     "auraflow": _joint(36, 12, 256, 6858605568, f"register 8, text 256, {_1K}"),
@@ -131,7 +133,7 @@ FIGURES = {
     "latte": _unknown(_two(56, 16, 72, 1057246880, text=120)._replace(
         sites={"self": 56, "cross": 28}
     )),
-    "mochi": _unknown(_joint(48, 24, 128, 10027677744)),
+    "mochi": _joint(48, 24, 128, 10027677744, "video 4x30x53, text 256"),
     "sana-video": _cross(20, 20, 112, 2056862144, f"{_480P} -> text 300"),
     "animatediff": _two(16, 8, 40, 1277221764, *_SD15_LEVELS, text=77)._replace(
         heads=_SD15_HEADS

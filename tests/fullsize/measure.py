@@ -19,7 +19,7 @@ import torch
 from fullsize.calls import CALLS, Call, big
 
 from attn_control import attach
-from attn_control.call import Layout, Segment, Site
+from attn_control.call import Layout, Segment, Site, Softmax
 from attn_control.families import family_of
 from attn_control.phases import Pass
 
@@ -34,6 +34,8 @@ NARROW: dict[str, dict[str, Any]] = {
     "hidream": _ONE | {"num_single_layers": 1, "llama_layers": [0, 1]},
     "hunyuanimage": _ONE | {"num_single_layers": 1},
     "hunyuanvideo15": _ONE,
+    "mochi": _ONE,
+    "qwen-image-21": _ONE,
     "lumina2": _ONE | {"hidden_size": 96, "num_kv_heads": 1, "num_refiner_layers": 1},
 }
 # Widths that the meta device can run, but for what this machine lacks.
@@ -92,9 +94,11 @@ def _spell(segments: tuple[Segment, ...]) -> str:
     return ", ".join(words)
 
 
-def spell(layout: Layout | None) -> str:
+def spell(layout: Layout | tuple[Softmax, ...] | None) -> str:
     if layout is None:
         return "none in common"
+    if isinstance(layout, tuple):
+        return "; ".join(dict.fromkeys(spell(softmax.layout) for softmax in layout))
     return _spell(layout.q) if layout.is_self else f"{_spell(layout.q)} -> {_spell(layout.k)}"
 
 
@@ -177,8 +181,9 @@ def disagreements(name: str) -> list[str]:
     for site in sites_of(model):
         said = layout(site, call, model)
         assert said is not None
-        if (said.q_len, said.k_len) not in found.get(site.name, []):
-            wrong.append(f"{site.label}: {spell(said)}, but {found.get(site.name)}")
+        for one in [s.layout for s in said] if isinstance(said, tuple) else [said]:
+            if (one.q_len, one.k_len) not in found.get(site.name, []):
+                wrong.append(f"{site.label}: {spell(one)}, but {found.get(site.name)}")
     return wrong
 
 

@@ -121,3 +121,19 @@ def test_the_quickstart_passes_every_check_on_the_built_in_model(tmp_path):
     except AttnControlError:
         pytest.skip("the built-in model is not in the checkout yet")
     assert render(quickstart_job(), tmp_path / "out", dry_run=True) is None
+
+
+def test_every_control_renders_with_its_defaults(tiny_sd3, tmp_path):
+    """Its settings go into the picture as JSON, which knows no infinity (SEG's sigma)."""
+    from attn_control.processors import CONTROLS
+
+    start = JOB_16[: JOB_16.index("variants:")] + "variants:\n"
+    needs = {name: "" if name == "NAG" else ": {heads: L1}" for name in CONTROLS}
+    lines = [
+        f"  {n}: {{controls: [{{{n}{o}}}]}}" if o else f"  {n}: {{controls: [{n}]}}"
+        for n, o in needs.items()
+    ]
+    outcome = render(write(tmp_path, start + "\n".join(lines) + "\n"), tmp_path / "out")
+    assert outcome.made == 4 * len(CONTROLS)
+    sigma = {row["settings"]["controls"][0].get("sigma") for row in outcome.rows}
+    assert sigma == {None, "inf"}
