@@ -115,14 +115,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Softmax:
-    """One of the several softmaxes that a processor call makes, in their order.
+    """One of the softmaxes that a processor call makes, in their order.
 
     Attributes:
-        layout: its tokens.
+        layout: its tokens; None where they are not known.
         rows: the batch rows that it holds, half-open; None for all.
     """
 
-    layout: Layout
+    layout: Layout | None
     rows: tuple[int, int] | None = None
 
 

@@ -16,8 +16,8 @@ from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
 from attn_control.families import Family
 from attn_control.intercept import Interception
-from attn_control.parallel import refuse_spread_series, spread
-from attn_control.plan import PlanBuilder, PlanSeries
+from attn_control.parallel import SpreadPlan, refuse_spread_series, spread
+from attn_control.plan import Plan, PlanBuilder, PlanSeries
 from attn_control.processors.pairs import check_pairs
 
 MAX_STRUCTURES = 8
@@ -168,25 +168,9 @@ class Phases:
             selecting = [e for e in run.acting if port.site in e.heads and e.control.bypass is None]
             if not selecting:
                 continue
-            found = self._layout(port.site, run)
-            if isinstance(found, tuple):
-                plan = self._series(port.site, found, selecting, run, device)
-                if plan is not None:
-                    plans[port] = plan
-                continue
-            rows = rows_in(run.arguments[self.family.sample]) + run.appended
-            builder = PlanBuilder(len(self.entries), port.site, device, rows)
-            for entry in selecting:
-                control = entry.control
-                if found is not None:
-                    control.check(port.site, found)
-                elif "layout" in control.needs:
-                    raise self._no_layout(control, port.site)
-                own = self._own_rows(entry, run)
-                control.contribute(builder, entry.number, found, entry.heads[port.site], own)
-            built = builder.build()
-            if built is not None:
-                plans[port] = spread(built, self.model, found)
+            plan = self._plan(port.site, selecting, run, device)
+            if plan is not None:
+                plans[port] = plan
         plans |= self._skips(run, device)
         for port in plans:
             if port.fired is None or port.fired.device != device:
@@ -202,42 +186,48 @@ class Phases:
             )
         return own
 
-    def _series(
-        self,
-        site: Site,
-        softmaxes: tuple[Softmax, ...],
-        selecting: list[Entry],
-        run: Pass,
-        device: torch.device,
-    ) -> PlanSeries | None:
-        """The plans of a site whose processor makes several softmaxes a call.
+    def _plan(
+        self, site: Site, selecting: list[Entry], run: Pass, device: torch.device
+    ) -> Plan | SpreadPlan | PlanSeries | None:
+        """The plan of a site; a series where its processor makes several softmaxes a call.
 
-        A control takes part in those that hold queries of its tokens, and has to fit all of them.
+        Of several, a control takes part in those that hold queries of its tokens, and has to fit
+        each of them.
         """
-        refuse_spread_series(self.model, site)
+        found = self._layout(site, run)
         total = rows_in(run.arguments[self.family.sample])
-        softmaxes = with_appended(softmaxes, run.cond, run.appended, total)
+        softmaxes: tuple[Softmax, ...] = (Softmax(found),)
+        if isinstance(found, tuple):
+            refuse_spread_series(self.model, site)
+            softmaxes = with_appended(found, run.cond, run.appended, total)
         builders = [
             PlanBuilder(len(self.entries), site, device, total + run.appended) for _ in softmaxes
         ]
         for entry in selecting:
             control, own = entry.control, self._own_rows(entry, run)
-            if not any(softmax.layout.span(control.asks) for softmax in softmaxes):
-                control.check(site, softmaxes[-1].layout)
             if softmaxes[0].rows is not None and (control.appends or control.by_row):
                 raise AttnControlError(
                     f"{control}: at {site.label} of {self.family.name} each row of the batch has a"
                     " softmax of its own, so that rows cannot be held against each other there"
                 )
+            asked = [s for s in softmaxes if s.layout is not None and s.layout.span(control.asks)]
             for builder, softmax in zip(builders, softmaxes, strict=True):
-                rows = within(own, softmax.rows)
-                if rows == (0, 0) or not softmax.layout.span(control.asks):
+                rows, layout = within(own, softmax.rows), softmax.layout
+                if rows == (0, 0) or (asked and softmax not in asked):
                     continue
-                control.check(site, softmax.layout)
-                heads = entry.heads[site]
-                control.contribute(builder, entry.number, softmax.layout, heads, rows)
+                if layout is not None:
+                    control.check(site, layout)
+                elif "layout" in control.needs:
+                    raise self._no_layout(control, site)
+                control.contribute(builder, entry.number, layout, entry.heads[site], rows)
         built = tuple(builder.build() for builder in builders)
-        return PlanSeries(built) if any(built) else None
+        if not any(built):
+            return None
+        if isinstance(found, tuple):
+            return PlanSeries(built)
+        (plan,) = built
+        assert plan is not None
+        return spread(plan, self.model, found)
 
     def _layout(self, site: Site, run: Pass) -> Layout | tuple[Softmax, ...] | None:
         if self.family.layout is None:

@@ -34,8 +34,7 @@ def _conflict(a: Control, sites: Iterable[Site], b: Control, others: Iterable[Si
     for one, other in ((a, b), (b, a)):
         if other.appends and one.rides:
             return "rows that run twice cannot carry perturbed ones too; expected batched=False"
-        gates = getattr(one, "gates", None)
-        if other.appends and gates is not None and gates.ndim == 3:
+        if other.appends and one.by_row:
             return "gates by row do not fit rows that run twice; expected gates (layers, heads)"
     if _own_forward(a) or _own_forward(b):
         return None
