@@ -17,7 +17,7 @@ import numpy as np
 from attn_control.errors import AttnControlError
 from attn_control.zoo.scenes import BACKGROUNDS, COLOURS, SHAPES, parse_caption
 
-_WORK = 256  # pixels a side while scoring
+WORK = 256  # pixels a side while scoring
 _FOREGROUND = 45.0  # RGB distance from the background that makes a pixel foreground
 _COLOUR = 60.0  # largest RGB distance to a palette colour; half the least distance between two
 _PURE = 0.8  # least share of an object's interior that has its colour
@@ -76,9 +76,20 @@ def score(image: Any, caption: str) -> Score:
 
 def find_objects(image: Any) -> tuple[str | None, tuple[FoundObject, ...]]:
     """The background's name (None if it is none of the palette) and all objects, largest first."""
+    rgb, back, background, masks = pieces(image)
+    found = [_describe(rgb, back, mask) for mask in masks]
+    return background, tuple(sorted(found, key=lambda o: -o.area))
+
+
+def pieces(image: Any) -> tuple[np.ndarray, np.ndarray, str | None, list[np.ndarray]]:
+    """What stands before the background.
+
+    Returns the picture as float32 (256, 256, 3), the background's RGB and its name (None if it is
+    none of the palette), and a bool mask (256, 256) of each connected piece that is no speck.
+    """
     import cv2
 
-    rgb = cv2.resize(as_array(image), (_WORK, _WORK), interpolation=cv2.INTER_LINEAR)
+    rgb = cv2.resize(as_array(image), (WORK, WORK), interpolation=cv2.INTER_LINEAR)
     rgb = rgb.astype(np.float32)
     edge = np.concatenate([rgb[:8].reshape(-1, 3), rgb[-8:].reshape(-1, 3),
                            rgb[:, :8].reshape(-1, 3), rgb[:, -8:].reshape(-1, 3)])  # fmt: skip
@@ -87,11 +98,9 @@ def find_objects(image: Any) -> tuple[str | None, tuple[FoundObject, ...]]:
     background = name if name in BACKGROUNDS and distance <= _COLOUR else None
     differs = (np.linalg.norm(rgb - back, axis=-1) > _FOREGROUND).astype(np.uint8)
     count, labels, stats, _ = cv2.connectedComponentsWithStats(differs, connectivity=4)
-    found = []
-    for i in range(1, count):
-        if stats[i, cv2.CC_STAT_AREA] >= _MIN_AREA * _WORK * _WORK:
-            found.append(_describe(rgb, back, labels == i))
-    return background, tuple(sorted(found, key=lambda o: -o.area))
+    least = _MIN_AREA * WORK * WORK
+    kept = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= least]
+    return rgb, back, background, [labels == i for i in kept]
 
 
 def _describe(rgb: np.ndarray, back: np.ndarray, piece: np.ndarray) -> FoundObject:
@@ -117,9 +126,9 @@ def _describe(rgb: np.ndarray, back: np.ndarray, piece: np.ndarray) -> FoundObje
     return FoundObject(
         colour if distance <= _COLOUR and pure >= _PURE else None,
         shape if iou >= _MIN_IOU else None,
-        float(xs.min() + xs.max() + 1) / 2 / _WORK,
-        float(ys.min() + ys.max() + 1) / 2 / _WORK,
-        float(mask.sum()) / _WORK**2,
+        float(xs.min() + xs.max() + 1) / 2 / WORK,
+        float(ys.min() + ys.max() + 1) / 2 / WORK,
+        float(mask.sum()) / WORK**2,
         iou,
     )
 

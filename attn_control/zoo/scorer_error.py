@@ -180,24 +180,42 @@ def round_trip(vae: Any, images: list[np.ndarray]) -> np.ndarray:
     return ((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def main(argv: list[str] | None = None) -> None:
+def command(
+    description: str | None,
+    module: str,
+    measure: Callable[..., dict[str, list[int]]],
+    count: tuple[int, str],
+    autoencoder: str = "AutoencoderTiny",
+    argv: list[str] | None = None,
+) -> None:
+    """The command line of a scorer's error: measures, prints, and keeps the counts if asked.
+
+    measure: takes `count` and `vae`; count: its default, and what is counted; autoencoder: the
+    diffusers class of the round trip's.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m attn_control.zoo.scorer_error", description=__doc__
+        prog=f"python -m attn_control.zoo.{module}", description=description
     )
-    parser.add_argument("--count", type=int, default=2000, help="scenes (default 2000)")
+    number, things = count
+    parser.add_argument("--count", type=int, default=number, help=f"{things} (default {number})")
     parser.add_argument("--vae", type=Path, help="folder of an autoencoder for the round trip")
     parser.add_argument("--json", type=Path, help="also write the counts here")
     args = parser.parse_args(argv)
     vae = None
     if args.vae:
-        from diffusers import AutoencoderTiny
+        import diffusers
 
-        vae = AutoencoderTiny.from_pretrained(args.vae).float().eval()
+        vae = getattr(diffusers, autoencoder).from_pretrained(args.vae).float().eval()
     rows = measure(args.count, vae=vae)
     for kind, (hits, total) in sorted(rows.items()):
         print(f"{kind:45s} called right {hits:5d} of {total:5d}  {100 * hits / total:6.2f} %")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    command(__doc__, "scorer_error", measure, (2000, "scenes"), argv=argv)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,15 @@ as what they are; pictures of other textures, blank ones and confused ones must 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from attn_control.zoo.patterns import TEXTURES
 from attn_control.zoo.scenes import COLOURS, PAIRS, SIZE, Scene, draw
-from attn_control.zoo.scorer_error import round_trip
+from attn_control.zoo.scorer_error import command, round_trip
 from attn_control.zoo.texture_scorer import find_textured, score_textured
 from attn_control.zoo.textures import parse_textured, sample_textured
 
@@ -111,23 +108,7 @@ def measure(count: int = 400, sizes: tuple[int, ...] = (64, 128, 256), vae: Any 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m attn_control.zoo.texture_error", description=__doc__
-    )
-    parser.add_argument("--count", type=int, default=400, help="scenes (default 400)")
-    parser.add_argument("--vae", type=Path, help="folder of an autoencoder for the round trip")
-    parser.add_argument("--json", type=Path, help="also write the counts here")
-    args = parser.parse_args(argv)
-    vae = None
-    if args.vae:
-        from diffusers import AutoencoderTiny
-
-        vae = AutoencoderTiny.from_pretrained(args.vae).float().eval()
-    rows = measure(args.count, vae=vae)
-    for kind, (hits, total) in sorted(rows.items()):
-        print(f"{kind:45s} called right {hits:5d} of {total:5d}  {100 * hits / total:6.2f} %")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+    command(__doc__, "texture_error", measure, (400, "scenes"), argv=argv)
 
 
 if __name__ == "__main__":

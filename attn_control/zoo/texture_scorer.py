@@ -16,15 +16,12 @@ import numpy as np
 
 from attn_control.errors import AttnControlError
 from attn_control.zoo.patterns import DARK, PERIOD, TEXTURES, dark
-from attn_control.zoo.scenes import BACKGROUNDS, COLOURS, SIZE
-from attn_control.zoo.scorer import FoundObject, as_array, nearest, related, shape_of
+from attn_control.zoo.scenes import COLOURS, SIZE
+from attn_control.zoo.scorer import WORK, FoundObject, nearest, pieces, related, shape_of
 from attn_control.zoo.textures import parse_textured
 
-_WORK = 256  # pixels a side while scoring
-_FOREGROUND = 45.0  # RGB distance from the background that makes a pixel foreground
 _COLOUR = 60.0  # largest RGB distance to a palette colour; half the least distance between two
 _PURE = 0.8  # least share of an object's brighter interior that has its colour
-_MIN_AREA = 0.003  # smaller pieces (share of the picture) are specks, not objects
 _MIN_IOU = 0.85  # least overlap with the ideal shape
 _PLAIN = 0.06  # an object with a smaller share of dark pixels is plain
 _TONE = 50.0  # largest median RGB distance of the dark pixels from the darker tone
@@ -114,21 +111,8 @@ def reference_texture(reference: Any) -> str:
 
 def find_textured(image: Any) -> tuple[str | None, tuple[TexturedObject, ...]]:
     """The background's name (None if it is none of the palette) and all objects, largest first."""
-    import cv2
-
-    rgb = cv2.resize(as_array(image), (_WORK, _WORK), interpolation=cv2.INTER_LINEAR)
-    rgb = rgb.astype(np.float32)
-    edge = np.concatenate([rgb[:8].reshape(-1, 3), rgb[-8:].reshape(-1, 3),
-                           rgb[:, :8].reshape(-1, 3), rgb[:, -8:].reshape(-1, 3)])  # fmt: skip
-    back = np.median(edge, 0)
-    name, distance = nearest(back, {**BACKGROUNDS, **COLOURS})
-    background = name if name in BACKGROUNDS and distance <= _COLOUR else None
-    differs = (np.linalg.norm(rgb - back, axis=-1) > _FOREGROUND).astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(differs, connectivity=4)
-    found = []
-    for i in range(1, count):
-        if stats[i, cv2.CC_STAT_AREA] >= _MIN_AREA * _WORK * _WORK:
-            found.append(_describe(rgb, back, labels == i))
+    rgb, back, background, masks = pieces(image)
+    found = [_describe(rgb, back, mask) for mask in masks]
     return background, tuple(sorted(found, key=lambda o: -o.area))
 
 
@@ -167,9 +151,9 @@ def _describe(rgb: np.ndarray, back: np.ndarray, piece: np.ndarray) -> TexturedO
     return TexturedObject(
         colour if distance <= _COLOUR and pure >= _PURE else None,
         shape if iou >= _MIN_IOU else None,
-        float(xs.min() + xs.max() + 1) / 2 / _WORK,
-        float(ys.min() + ys.max() + 1) / 2 / _WORK,
-        float(mask.sum()) / _WORK**2,
+        float(xs.min() + xs.max() + 1) / 2 / WORK,
+        float(ys.min() + ys.max() + 1) / 2 / WORK,
+        float(mask.sum()) / WORK**2,
         iou,
         texture,
         fit,
@@ -182,7 +166,7 @@ def _texture_of(level: np.ndarray, core: np.ndarray) -> tuple[str | None, float]
 
     if (level[core] > 0.5).mean() < _PLAIN:
         return "plain", 1.0
-    scale = SIZE / _WORK
+    scale = SIZE / WORK
     size = [min(max(round(n * scale), 1), _WINDOW) for n in level.shape]
     weight = cv2.resize(core.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)
     tone = cv2.resize(level.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA)

@@ -6,16 +6,14 @@ backwards, stand still, show another object or turn front and back round must no
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from attn_control.zoo.scenes import BACKGROUNDS, COLOURS
+from attn_control.zoo.scorer_error import command
 from attn_control.zoo.video_scorer import score_video
 from attn_control.zoo.videos import (
     DIRECTIONS,
@@ -144,23 +142,7 @@ def round_trip(vae: Any, frames: np.ndarray) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m attn_control.zoo.video_error", description=__doc__
-    )
-    parser.add_argument("--count", type=int, default=200, help="videos (default 200)")
-    parser.add_argument("--vae", type=Path, help="folder of an autoencoder for the round trip")
-    parser.add_argument("--json", type=Path, help="also write the counts here")
-    args = parser.parse_args(argv)
-    vae = None
-    if args.vae:
-        from diffusers import AutoencoderKLWan
-
-        vae = AutoencoderKLWan.from_pretrained(args.vae).float().eval()
-    rows = measure(args.count, vae=vae)
-    for kind, (hits, total) in sorted(rows.items()):
-        print(f"{kind:45s} called right {hits:5d} of {total:5d}  {100 * hits / total:6.2f} %")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+    command(__doc__, "video_error", measure, (200, "videos"), "AutoencoderKLWan", argv=argv)
 
 
 if __name__ == "__main__":
