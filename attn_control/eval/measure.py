@@ -14,14 +14,16 @@ from attn_control.eval.planted import planted_control
 from attn_control.eval.suite import VERDICTS, Measurement, Where
 from attn_control.metrics import Interval, bootstrap_mean, psnr, ssim
 from attn_control.render.prepare import Prepared
-from attn_control.render.summary import interval_over_prompts
+from attn_control.render.summary import paired, share_right
 
 Row = dict[str, Any]
 PSNR_CAP = 100.0  # dB, for equal pictures: infinity has no mean
 
 
-def as_dict(interval: Interval) -> dict[str, float | int]:
+def as_dict(interval: Interval | None) -> dict[str, float | int] | None:
     """An interval as data, rounded so that it reads well and compares byte for byte."""
+    if interval is None:
+        return None
     parts = {"mean": interval.mean, "low": interval.low, "high": interval.high}
     return {**{key: round(value, 6) for key, value in parts.items()}, "n": interval.n}
 
@@ -52,13 +54,15 @@ def measure(
             "sampler": plan.kwargs,
             "row_forwards": plan.row_forwards,
             "groups": {
-                str(group): {name: _share(_in(mine, group, kind), name) for name in VERDICTS}
+                str(group): {
+                    name: as_dict(share_right(_in(mine, group, kind), name)) for name in VERDICTS
+                }
                 for group in measurement.groups
             },
             "against": {
                 other: {
-                    str(group): _difference(
-                        _in(mine, group, kind), _in(by_variant[other], group, kind)
+                    str(group): as_dict(
+                        paired(_in(mine, group, kind), _in(by_variant[other], group, kind))
                     )
                     for group in measurement.groups
                 }
@@ -83,33 +87,6 @@ def measure(
     }
 
 
-def share(rows: Sequence[Row], verdict: str) -> Interval:
-    """The share of pictures with this verdict, prompts redrawn whole."""
-    values = [float(row["score"][verdict]) for row in rows]
-    return interval_over_prompts(values, [row["prompt"] for row in rows], least=0)
-
-
-def difference(
-    mine: Sequence[Row], theirs: Sequence[Row], verdict: Callable[[Row], float]
-) -> Interval:
-    """The paired difference of a verdict over the same prompts and seeds."""
-    other = {(row["prompt"], row["seed"]): row for row in theirs}
-    values = [verdict(row) - verdict(other[row["prompt"], row["seed"]]) for row in mine]
-    return interval_over_prompts(values, [row["prompt"] for row in mine], least=-1)
-
-
-def _right(row: Row) -> float:
-    return float(row["score"]["right"])
-
-
-def _share(rows: Sequence[Row], verdict: str) -> dict[str, float | int] | None:
-    return as_dict(share(rows, verdict)) if rows else None
-
-
-def _difference(mine: Sequence[Row], theirs: Sequence[Row]) -> dict[str, float | int] | None:
-    return as_dict(difference(mine, theirs, _right)) if mine else None
-
-
 def _of(rows: Sequence[Row], variant: str) -> dict[tuple[str, int], Row]:
     return {(row["prompt"], row["seed"]): row for row in rows if row["variant"] == variant}
 
@@ -122,7 +99,7 @@ def _in(
 
 def _likeness(
     mine: dict[tuple[str, int], Row], theirs: dict[tuple[str, int], Row], images: Path
-) -> dict[str, dict[str, float | int]]:
+) -> dict[str, dict[str, float | int] | None]:
     """How alike the pictures of two variants are: PSNR (dB, capped at 100), SSIM, LPIPS if there.
 
     LPIPS (Zhang et al. 2018) takes part where the package `lpips` is installed.

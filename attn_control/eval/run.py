@@ -11,7 +11,7 @@ from typing import Any
 
 from attn_control import zoo
 from attn_control.eval.costs import ROUNDS, costs
-from attn_control.eval.measure import as_dict, difference, measure, share
+from attn_control.eval.measure import as_dict, measure
 from attn_control.eval.plots import plot_result
 from attn_control.eval.power import detectable
 from attn_control.eval.suite import Bar, SuiteFile
@@ -20,6 +20,7 @@ from attn_control.render.measure import versions
 from attn_control.render.prepare import Prepared, prepare
 from attn_control.render.run import run
 from attn_control.render.store import replace_file
+from attn_control.render.summary import paired, share_right
 
 
 @dataclass
@@ -146,20 +147,16 @@ def judge(bar: Bar, rows: list[dict[str, Any]], prompts: list[dict[str, Any]]) -
     here = [row for row in rows if bar.where.holds(kind[row["prompt"]])]
     mine = [row for row in here if row["variant"] == bar.variant]
     theirs = [row for row in here if row["variant"] == bar.against]
-    found, outcome = None, "not measured"
-    if mine:
-        verdict = bar.verdict
-        if bar.against:
-            found = difference(mine, theirs, lambda row: float(row["score"][verdict]))
-        else:
-            found = share(mine, verdict)
+    found = paired(mine, theirs, bar.verdict) if bar.against else share_right(mine, bar.verdict)
+    outcome = "not measured"
+    if found is not None:
         outcome = "met" if found.mean >= bar.target else "below"
         if outcome == "below" and bar.floor is not None and found.mean >= bar.floor:
             outcome = "above the floor"
     fields = bar.model_dump(exclude={"where"})
     return {
         **fields, "where": str(bar.where),
-        "found": None if found is None else as_dict(found), "outcome": outcome,
+        "found": as_dict(found), "outcome": outcome,
     }  # fmt: skip
 
 

@@ -54,18 +54,18 @@ def summarise(
     return found
 
 
-def share_right(rows: Sequence[Row]) -> Interval | None:
-    """How many of the scored pictures are fully right, with its interval."""
+def share_right(rows: Sequence[Row], verdict: str = "right") -> Interval | None:
+    """How many of the scored pictures are fully right (or ``verdict``), with its interval."""
     scored = [row for row in rows if row["score"] is not None]
     if not scored:
         return None
     return interval_over_prompts(
-        [row["score"]["right"] for row in scored], _prompts(scored), least=0
+        [row["score"][verdict] for row in scored], _prompts(scored), least=0
     )
 
 
-def paired(rows: Sequence[Row], baseline: Sequence[Row]) -> Interval | None:
-    """The difference in being right over the pictures that both variants have."""
+def paired(rows: Sequence[Row], baseline: Sequence[Row], verdict: str = "right") -> Interval | None:
+    """The difference in a verdict over the pictures that both variants have."""
     theirs = {(row["prompt"], row["seed"]): row for row in baseline if row["score"] is not None}
     pairs = [
         (row, theirs[row["prompt"], row["seed"]])
@@ -75,7 +75,7 @@ def paired(rows: Sequence[Row], baseline: Sequence[Row]) -> Interval | None:
     if not pairs:
         return None
     ours = [row for row, _ in pairs]
-    differences = [int(a["score"]["right"]) - int(b["score"]["right"]) for a, b in pairs]
+    differences = [int(a["score"][verdict]) - int(b["score"][verdict]) for a, b in pairs]
     return interval_over_prompts(differences, _prompts(ours), least=-1)
 
 
