@@ -18,10 +18,9 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from attn_control.zoo.patterns import TEXTURES
 from attn_control.zoo.scenes import draw
 from attn_control.zoo.textures import REFERENCE, sample_textured
+from attn_control.zoo.train import flow, loop
 from attn_control.zoo.train import flux_model as door
-from attn_control.zoo.train import loop
 from attn_control.zoo.train.autoencoder import load_vae
-from attn_control.zoo.train.common import generator, logit_normal
 from attn_control.zoo.train.latents import Latents, chances, pick
 from attn_control.zoo.train.text import (
     WIDTH,
@@ -43,22 +42,18 @@ def SOURCE(seed: int) -> tuple[str, list[np.ndarray]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(loop.Settings):
-    """Everything that shapes a run; kept in its checkpoint."""
+class Settings(flow.Settings):
+    """Everything that shapes a run."""
 
     coarse_batch: int = 48
     fine_batch: int = 12
     fine_every: int = 5
     fine_from: float = 0.75  # share of the steps after which all are fine
-    time_mean: float = 0.6
-    time_std: float = 1.1
-    drop: float = 0.1  # captions emptied, for classifier-free guidance
     reference: float = 0.7  # share of steps whose captions point to a reference
     single: float = 1.5  # how much likelier than one of two objects a one-object scene is drawn
     hard: float = 1.4  # the same for scenes with a ring or a cross: the shapes learnt last
     width: int = 128
     layers: tuple[int, ...] = (2, 6)  # double blocks, single blocks
-    compile: bool = True
 
 
 def vocabulary() -> list[str]:
@@ -104,7 +99,7 @@ def _losses(
     return F.mse_loss(out.float(), target)
 
 
-class Lesson:
+class Lesson(flow.Lesson):
     """Textured scenes; a step is with references or without, and at one size of patches."""
 
     def __init__(self, s: Settings, data: Latents):
@@ -128,21 +123,13 @@ class Lesson:
         net = self.trainee.denoiser
         return [net.transformer_blocks, net.single_transformer_blocks]
 
-    def is_fine(self, step: int) -> bool:
-        """Whether a step runs at the shipped resolution."""
-        s = self.settings
-        return step >= s.fine_from * s.steps or step % s.fine_every == s.fine_every - 1
-
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """The examples, times and noise of one step; "reference" only where captions point."""
-        s, g = self.settings, generator(self.settings.seed, step)
-        size = s.fine_batch if self.is_fine(step) else s.coarse_batch
-        pointing = int(torch.rand((), generator=g) < s.reference)
+        g, size = self.generator(step), self.size(step)
+        pointing = int(torch.rand((), generator=g) < self.settings.reference)
         at = self.kinds[pointing][pick(self.chances[pointing], size, g)]
-        dropped = torch.rand(size, generator=g) < s.drop
-        x0 = self.data.targets[at].float()
-        out = {"x0": x0, "t": logit_normal(size, s.time_mean, s.time_std, g)}
-        out["noise"] = torch.randn(x0.shape, generator=g)
+        dropped = self.dropped(size, g)
+        out = self.noisy(self.data.targets[at].float(), g)
         for name, ids, empty in zip(("ids", "t5_ids"), self.ids, self.empty, strict=True):
             out[name] = torch.where(dropped[:, None], empty, ids[at])
         if pointing and self.data.references is not None:
@@ -152,8 +139,7 @@ class Lesson:
     def loss(self, step: int) -> tuple[str, torch.Tensor]:
         """Mean squared error of the velocity; the kinds of steps are logged apart."""
         b, fine = self.batch(step), self.is_fine(step)
-        t = b["t"][:, None, None, None]
-        x, target = torch.lerp(b["x0"], b["noise"], t), b["noise"] - b["x0"]
+        x, target = self.mixed(b)
         reference = b.get("reference")
         with torch.autocast("cpu", torch.bfloat16):
             pooled = self.trainee.encoder(b["ids"]).pooler_output

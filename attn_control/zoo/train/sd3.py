@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from torch import nn
 
-from attn_control.zoo.train import loop
+from attn_control.zoo.train import flow, loop
 from attn_control.zoo.train import sd3_model as door
 from attn_control.zoo.train.autoencoder import load_vae
-from attn_control.zoo.train.common import generator, logit_normal
 from attn_control.zoo.train.latents import Latents, chances, pick
 from attn_control.zoo.train.text import (
     build_encoder,
@@ -32,22 +31,18 @@ SHIFT = 2.0  # of the sampler's times
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(loop.Settings):
-    """Everything that shapes a run; kept in its checkpoint."""
+class Settings(flow.Settings):
+    """Everything that shapes a run."""
 
     coarse_batch: int = 64
     fine_batch: int = 16
     fine_every: int = 5
     fine_from: float = 0.8  # share of the steps after which all are fine
-    time_mean: float = 0.6  # of the logit of t: a little above 0, where the layout is decided
-    time_std: float = 1.1
-    drop: float = 0.1  # captions emptied, for classifier-free guidance
     zeros: float = 0.12  # last part: share of steps with 256 (2 of 3) or no zero tokens, not one
     single: float = 1.0  # how much likelier than one of two objects a one-object scene is drawn
     hard: float = 1.0  # the same for scenes with a ring or a cross: the shapes learnt last
     width: int = 128
     layers: int = 6
-    compile: bool = True
 
 
 class Trainee(nn.Module):
@@ -75,7 +70,7 @@ def _losses(
     return F.mse_loss(out.float(), target)
 
 
-class Lesson:
+class Lesson(flow.Lesson):
     """Plain scenes, by flow matching."""
 
     def __init__(self, s: Settings, data: Latents):
@@ -92,32 +87,23 @@ class Lesson:
         """Where Muon works."""
         return [self.trainee.denoiser.transformer_blocks]
 
-    def is_fine(self, step: int) -> bool:
-        """Whether a step runs at the shipped resolution."""
-        s = self.settings
-        return step >= s.fine_from * s.steps or step % s.fine_every == s.fine_every - 1
-
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """The examples, times and noise of one step."""
-        s, g = self.settings, generator(self.settings.seed, step)
-        size = s.fine_batch if self.is_fine(step) else s.coarse_batch
+        s, g, size = self.settings, self.generator(step), self.size(step)
         at = pick(self.chance, size, g)
-        x0 = self.data.targets[at].float()
         words = self.ids[at].clone()
-        words[torch.rand(size, generator=g) < s.drop] = self.empty
-        t = logit_normal(size, s.time_mean, s.time_std, g)
-        noise = torch.randn(x0.shape, generator=g)
+        words[self.dropped(size, g)] = self.empty
+        out = self.noisy(self.data.targets[at].float(), g)
         # Zero tokens where T5's would be: one by default, as in the model's own call.
         zeros, toss = 1, float(torch.rand((), generator=g))
         if step >= s.fine_from * s.steps and toss < s.zeros:
             zeros = 256 if toss < s.zeros * 2 / 3 else 0
-        return {"x0": x0, "ids": words, "t": t, "noise": noise, "zeros": torch.tensor(zeros)}
+        return {**out, "ids": words, "zeros": torch.tensor(zeros)}
 
     def loss(self, step: int) -> tuple[str, torch.Tensor]:
         """Mean squared error of the velocity; the kinds of steps are logged apart."""
         b, fine = self.batch(step), self.is_fine(step)
-        t = b["t"][:, None, None, None]
-        x, target = torch.lerp(b["x0"], b["noise"], t), b["noise"] - b["x0"]
+        x, target = self.mixed(b)
         zeros = int(b["zeros"])
         with torch.autocast("cpu", torch.bfloat16):
             states, pooled = encode(self.trainee.encoders, b["ids"])

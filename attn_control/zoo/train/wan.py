@@ -17,9 +17,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from attn_control.zoo.scenes import BACKGROUNDS, COLOURS
-from attn_control.zoo.train import loop, video_autoencoder
+from attn_control.zoo.train import flow, loop, video_autoencoder
 from attn_control.zoo.train import wan_model as door
-from attn_control.zoo.train.common import generator, logit_normal
 from attn_control.zoo.train.latents import Latents, chances, pick
 from attn_control.zoo.train.text import WIDTH, build_t5_tokenizer, tokenize
 from attn_control.zoo.videos import CROSSINGS, DIRECTIONS, SHAPES, draw_video, sample_video
@@ -36,21 +35,18 @@ def SOURCE(seed: int) -> tuple[str, list[np.ndarray]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(loop.Settings):
-    """Everything that shapes a run; kept in its checkpoint."""
+class Settings(flow.Settings):
+    """Everything that shapes a run."""
 
     coarse_batch: int = 8
     fine_batch: int = 2
     fine_every: int = 8
     fine_from: float = 0.85  # share of the steps after which all are fine
     time_mean: float = 0.8
-    time_std: float = 1.1
-    drop: float = 0.1  # captions emptied, for classifier-free guidance
     single: float = 1.0  # how much likelier a video without a crossing is drawn
     hard: float = 1.2  # the same for those with a cross
     width: int = 128
     layers: int = 8
-    compile: bool = True
 
 
 def vocabulary() -> list[str]:
@@ -98,7 +94,7 @@ def _losses(
     return F.mse_loss(out.float(), target)
 
 
-class Lesson:
+class Lesson(flow.Lesson):
     """Moving scenes, by flow matching."""
 
     def __init__(self, s: Settings, data: Latents):
@@ -114,27 +110,18 @@ class Lesson:
         """Where Muon works."""
         return [self.trainee.denoiser.blocks]
 
-    def is_fine(self, step: int) -> bool:
-        """Whether a step runs at the shipped resolution."""
-        s = self.settings
-        return step >= s.fine_from * s.steps or step % s.fine_every == s.fine_every - 1
-
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """The examples, times and noise of one step."""
-        s, g = self.settings, generator(self.settings.seed, step)
-        size = s.fine_batch if self.is_fine(step) else s.coarse_batch
+        g, size = self.generator(step), self.size(step)
         at = pick(self.chance, size, g)
         words = self.ids[at].clone()
-        words[torch.rand(size, generator=g) < s.drop] = self.empty
-        x0 = self.data.targets[at].float()
-        t = logit_normal(size, s.time_mean, s.time_std, g)
-        return {"x0": x0, "ids": words, "t": t, "noise": torch.randn(x0.shape, generator=g)}
+        words[self.dropped(size, g)] = self.empty
+        return {**self.noisy(self.data.targets[at].float(), g), "ids": words}
 
     def loss(self, step: int) -> tuple[str, torch.Tensor]:
         """Mean squared error of the velocity; the kinds of steps are logged apart."""
         b, fine = self.batch(step), self.is_fine(step)
-        t = b["t"][:, None, None, None, None]
-        x, target = torch.lerp(b["x0"], b["noise"], t), b["noise"] - b["x0"]
+        x, target = self.mixed(b)
         with torch.autocast("cpu", torch.bfloat16):
             states = encode(self.trainee.encoder, b["ids"])
             loss = self.losses(self.trainee, fine, x, b["t"], states, target)
