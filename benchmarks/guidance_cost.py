@@ -12,8 +12,8 @@ to the system and has them faulted in anew, which on so small a model costs as m
 step, more for three rows than for two (``--malloc default`` shows it).
 
 Memory on a CPU is what the step's tensors hold at their highest, counted byte by byte as storages
-come and go (``Held``): the resident memory of a process also holds the model, the allocator's
-reserve and whatever ran before. On CUDA it is the allocator's own peak.
+come and go (the doctor's ``LiveBytes``): the resident memory of a process also holds the model, the
+allocator's reserve and whatever ran before. On CUDA it is the allocator's own peak.
 """
 
 from __future__ import annotations
@@ -22,18 +22,16 @@ import argparse
 import ctypes
 import platform
 import statistics
-import weakref
 from typing import Any
 
 import diffusers
 import torch
 from timing import Row, report, side_by_side
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from attn_control import attach, zoo
 from attn_control.call import Call
+from attn_control.doctor.memory import LiveBytes, peak_bytes
 from attn_control.kernels import Blend, Region
 from attn_control.processors import NAG, SEG, SkipLayers, SoftPAG
 
@@ -45,38 +43,6 @@ def keep_freed_memory() -> bool:
     trim_threshold, mmap_threshold, at = -1, -3, 1 << 30
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(trim_threshold, at) and libc.mallopt(mmap_threshold, at))
-
-
-class Held(TorchDispatchMode):
-    """Bytes of all storages that operations make while the mode is on: now, and at the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {
-            x.untyped_storage()._cdata
-            for x in tree_leaves((args, kwargs or {}))
-            if isinstance(x, Tensor)
-        }
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if not isinstance(tensor, Tensor):
-                continue
-            storage = tensor.untyped_storage()
-            key = storage._cdata
-            if key in given or key in self._known:  # views, and what was there before
-                continue
-            self._known[key] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key)
-        return out
-
-    def _gone(self, key: int) -> None:
-        self.now -= self._known.pop(key, 0)
 
 
 class Step:
@@ -139,7 +105,7 @@ class Step:
             sessions.append(attach(pipe, self.controls[name]))
             calls[name] = lambda pipe=pipe: self._step(pipe)
         taken = side_by_side(calls, self.device, rounds)
-        size = {name: self._memory(call) for name, call in calls.items()}
+        size = {name: peak_bytes(call, self.device)[0] for name, call in calls.items()}
         for session in sessions:
             session.close()
         rows = [
@@ -158,18 +124,6 @@ class Step:
             rows.append(Row(f"memory of a step with {name}", share, "x CFG", bars[1], how))
         return rows
 
-    def _memory(self, call: Any) -> int:
-        """Peak bytes of one call's own tensors."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            before = torch.cuda.memory_allocated(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            call()
-            return torch.cuda.max_memory_allocated(self.device) - before
-        with Held() as held:
-            call()
-        return held.peak
-
     @torch.no_grad()
     def verify(self) -> None:
         plain = self._step(self.plain)
@@ -185,7 +139,7 @@ class Step:
             self._step(pipe)
         hook.remove()
         assert seen == [3], f"three rows against two, got {seen}"
-        with Held() as held:
+        with LiveBytes() as held:
             a = torch.ones(1000, dtype=torch.float32)
             b = a.view(10, 100) + 1
             del b
