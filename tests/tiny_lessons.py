@@ -17,7 +17,7 @@ TINY = {
     ),
     "shapes-wan": wan.Settings(
         steps=6, coarse_batch=2, fine_batch=1, fine_every=3, fine_from=0.6, width=32, layers=2,
-        warmup=2, compile=False,
+        warmup=2, compile=False, few=0.5, few_batch=3, few_frames=2,
     ),
 }  # fmt: skip
 

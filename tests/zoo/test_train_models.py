@@ -69,6 +69,47 @@ def test_wan_s_velocity_is_the_shipped_model():
         assert wan_model.velocity(net, x, t, states, coarse).shape == x.shape
 
 
+def test_a_few_frames_stand_at_their_own_times():
+    torch.manual_seed(0)
+    net, coarse = wan_model.build(64, 2), wan_model.Coarse(64)
+    for p in [*net.parameters(), *coarse.parameters()]:
+        torch.nn.init.normal_(p, std=0.1)
+    x, t, states = torch.randn(2, 4, 3, 16, 16), torch.tensor([10.0, 900.0]), torch.randn(2, 5, 64)
+
+    def at(*times, door=None):
+        return wan_model.velocity(net, x, t, states, door, torch.tensor(times))
+
+    with torch.no_grad():
+        for door in (None, coarse):
+            whole = wan_model.velocity(net, x, t, states, door)
+            torch.testing.assert_close(at(0, 1, 2, door=door), whole)
+            # Only distances count, and they do.
+            torch.testing.assert_close(at(1, 3, 6, door=door), at(3, 5, 8, door=door))
+            assert (at(1, 3, 6, door=door) - whole).abs().max() > 1e-3
+
+
+def test_wan_s_steps_show_all_frames_a_few_or_fine_ones():
+    settings = dataclasses.replace(TINY["shapes-wan"], steps=40, few_batch=3, few_frames=2)
+
+    def kinds(few):
+        lesson = wan.Lesson(dataclasses.replace(settings, few=few), examples("shapes-wan"))
+        batches = [lesson.batch(step) for step in range(40)]
+        for step, b in enumerate(batches):
+            sizes = {k: tuple(v.shape[:3]) for k, v in b.items() if k != "ids"}
+            if "times" in b:
+                assert not lesson.is_fine(step) and sizes["x0"] == (3, 4, 2), sizes
+                assert b["times"].diff().gt(0).all() and b["times"].max() < 3
+                # The frames are those of the times, of one of the videos.
+                at = [(b["x0"][0] == v[:, b["times"]].float()).all() for v in lesson.data.targets]
+                assert any(at)
+            else:
+                assert sizes["x0"] == (lesson.size(step), 4, 3)
+        return sum("times" in b for b in batches)
+
+    fine = sum(wan.Lesson(settings, examples("shapes-wan")).is_fine(i) for i in range(40))
+    assert kinds(0.0) == 0 and kinds(1.0) == 40 - fine and 0 < kinds(0.5) < 40 - fine
+
+
 def test_wan_s_words_are_the_pipeline_s_own():
     from diffusers import WanPipeline
 

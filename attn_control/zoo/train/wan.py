@@ -1,6 +1,7 @@
 """shapes-wan: a video transformer with cross-attention to a UMT5's words, trained by flow matching.
 
-Most steps go through the coarse door (576 tokens), the last part at the shipped size (2,304).
+Most steps go through the coarse door (576 tokens), many of these with a few of the frames only (192
+tokens, so three times the videos), the last part at the shipped size (2,304).
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ class Settings(flow.Settings):
     fine_batch: int = 2
     fine_every: int = 8
     fine_from: float = 0.85  # share of the steps after which all are fine
+    few: float = 0.7  # share of the coarse steps that show a few frames only
+    few_frames: int = 3
+    few_batch: int = 24
     time_mean: float = 0.8
     single: float = 1.0  # how much likelier a video without a crossing is drawn
     hard: float = 1.2  # the same for those with a cross
@@ -88,9 +92,10 @@ def _losses(
     t: torch.Tensor,
     states: torch.Tensor,
     target: torch.Tensor,
+    times: torch.Tensor | None,
 ) -> torch.Tensor:
     coarse = None if fine else trainee.coarse
-    out = door.velocity(trainee.denoiser, x, t * 1000, states, coarse)
+    out = door.velocity(trainee.denoiser, x, t * 1000, states, coarse, times)
     return F.mse_loss(out.float(), target)
 
 
@@ -111,21 +116,28 @@ class Lesson(flow.Lesson):
         return [self.trainee.denoiser.blocks]
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
-        """The examples, times and noise of one step."""
-        g, size = self.generator(step), self.size(step)
+        """The examples, times and noise of one step; "times" where it shows a few frames only."""
+        s, g, size = self.settings, self.generator(step), self.size(step)
+        frames = self.data.targets.shape[2]
+        few = not self.is_fine(step) and float(torch.rand((), generator=g)) < s.few
+        shown = torch.arange(frames)
+        if few:
+            size, shown = s.few_batch, torch.randperm(frames, generator=g)[: s.few_frames].sort()[0]
         at = pick(self.chance, size, g)
         words = self.ids[at].clone()
         words[self.dropped(size, g)] = self.empty
-        return {**self.noisy(self.data.targets[at].float(), g), "ids": words}
+        out = {**self.noisy(self.data.targets[at][:, :, shown].float(), g), "ids": words}
+        return {**out, "times": shown} if few else out
 
     def loss(self, step: int) -> tuple[str, torch.Tensor]:
         """Mean squared error of the velocity; the kinds of steps are logged apart."""
         b, fine = self.batch(step), self.is_fine(step)
         x, target = self.mixed(b)
+        times = b.get("times")
         with torch.autocast("cpu", torch.bfloat16):
             states = encode(self.trainee.encoder, b["ids"])
-            loss = self.losses(self.trainee, fine, x, b["t"], states, target)
-        return "fine" if fine else "coarse", loss
+            loss = self.losses(self.trainee, fine, x, b["t"], states, target, times)
+        return "fine" if fine else "coarse" if times is None else "few", loss
 
 
 def pipeline(work: Path, data: Path) -> WanPipeline:

@@ -2,7 +2,8 @@
 
 2,304 tokens are much for a CPU. So most steps show the blocks latent patches of 4 x 4 (576 tokens)
 through layers of their own; a coarse token stands where the first of its four fine ones does, and
-rotary positions are relative, so that the blocks see the same distances.
+rotary positions are relative, so that the blocks see the same distances. Other steps show only a
+few of the frames as well, each at its own place in time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import nn
 from attn_control.zoo.train.text import WIDTH
 
 CHANNELS = 4  # of the latents
+FRAMES = 9  # of a training video's latents
 
 
 def build(width: int = 128, layers: int = 8) -> WanTransformer3DModel:
@@ -51,18 +53,23 @@ def velocity(
     t: torch.Tensor,
     states: torch.Tensor,
     coarse: Coarse | None = None,
+    times: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """What `model(...)` computes, or the same blocks behind the coarse door.
 
     x float (batch, 4, frames, side, side); t float (batch,) in [0, 1000]; states (batch, tokens,
-    64). Returns the velocity, shaped like x.
+    64); times int64 (frames,): which frames of a video of `FRAMES` x holds, None for its own.
+    Returns the velocity, shaped like x.
     """
     batch, channels, frames, side, _ = x.shape
     patch, door = (4, coarse) if coarse is not None else (2, model)
-    cells, rotary = side // patch, model.rope(x)
-    if coarse is not None:
+    cells = side // patch
+    whole = x if times is None else x.new_empty(1, channels, FRAMES, side, side)
+    rotary = model.rope(whole)
+    if coarse is not None or times is not None:
+        stride, shown = patch // 2, slice(None) if times is None else times
         rotary = tuple(
-            table.view(frames, side // 2, side // 2, -1)[:, ::2, ::2].reshape(
+            table.view(whole.shape[2], side // 2, side // 2, -1)[shown, ::stride, ::stride].reshape(
                 1, frames * cells * cells, 1, -1
             )
             for table in rotary
