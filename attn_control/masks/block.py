@@ -1,0 +1,360 @@
+"""BlockMask: which query tokens may read which key tokens, listed by blocks of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attn_control.errors import AttnControlError
+from attn_control.masks import bits
+from attn_control.masks.bounds import bounds_of, check_regions
+
+OFF, WHOLE, FIRST_TILE = 0, 1, 2
+"""What an entry of `BlockMask.cells` says; tile n of the pool is FIRST_TILE + n."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMask:
+    """Kept blocks, per batch row and head: memory is in blocks, never in tokens squared.
+
+    Args:
+        q_block, k_block: tokens a block; ``k_block`` is a multiple of 32 wherever there are tiles.
+        q_regions, k_regions: lengths of runs of tokens, in order. The grid of blocks restarts at
+            each, so that no block straddles two (video and text, or two frames); the last block of
+            a region may be short.
+        count: int32 (batch, heads, q_blocks), kept key blocks; batch and heads may be 1: shared.
+        index: int32 (batch, heads, q_blocks, most), which, ascending; past ``count`` 0, no meaning.
+        tile: int32 like ``index``: -1 where the whole block is on, else the number of a bit tile.
+        pool: int32 (tiles, q_block, ceil(k_block / 32)): bit ``j % 32`` of word ``j // 32`` of row
+            i tells whether query i of the block reads its key j. Each tile once; past the end of a
+            short block 0; never all 0, never all 1 as far as the block goes.
+
+    Raises:
+        AttnControlError: shapes, dtypes or devices that do not fit. What the lists hold is looked
+            at by `validate`, which constructors of user-given data call.
+    """
+
+    q_block: int
+    k_block: int
+    q_regions: tuple[int, ...]
+    k_regions: tuple[int, ...]
+    count: Tensor
+    index: Tensor
+    tile: Tensor
+    pool: Tensor
+
+    def __post_init__(self) -> None:
+        for side in "qk":
+            given = getattr(self, f"{side}_regions"), getattr(self, f"{side}_block")
+            object.__setattr__(self, f"{side}_regions", check_regions("BlockMask", side, *given))
+        if len(self.pool) and self.k_block % 32:
+            raise AttnControlError(
+                f"BlockMask: k_block={self.k_block} has to be a multiple of 32 to have bit tiles"
+            )
+        lists = *self.index.shape[:2], self.q_blocks
+        tiles = len(self.pool), self.q_block, bits.words(self.k_block)
+        expected = {
+            "count": lists,
+            "index": (*lists, self.index.shape[-1]),
+            "tile": self.index.shape,
+            "pool": tiles,
+        }
+        for name, shape in expected.items():
+            given = getattr(self, name)
+            if given.shape != shape or given.dtype != torch.int32:
+                raise AttnControlError(
+                    f"BlockMask: {name} has to be int32 {tuple(shape)}, "
+                    f"not {str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
+                )
+            if given.device != self.count.device:
+                raise AttnControlError(
+                    f"BlockMask: {name} is on {given.device}, count on {self.count.device}"
+                )
+
+    # ---- what follows from the fields
+
+    @property
+    def q_len(self) -> int:
+        return sum(self.q_regions)
+
+    @property
+    def k_len(self) -> int:
+        return sum(self.k_regions)
+
+    @property
+    def q_blocks(self) -> int:
+        return len(bounds_of(self.q_regions, self.q_block)) - 1
+
+    @property
+    def k_blocks(self) -> int:
+        return len(bounds_of(self.k_regions, self.k_block)) - 1
+
+    @property
+    def batch(self) -> int:
+        return self.count.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.count.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.count.device
+
+    @property
+    def nbytes(self) -> int:
+        """Of all lists and tiles."""
+        return sum(t.nbytes for t in (self.count, self.index, self.tile, self.pool))
+
+    @cached_property
+    def q_bounds(self) -> Tensor:
+        """int32 (q_blocks + 1,): block b covers query tokens [q_bounds[b], q_bounds[b + 1])."""
+        return torch.tensor(bounds_of(self.q_regions, self.q_block), device=self.device)
+
+    @cached_property
+    def k_bounds(self) -> Tensor:
+        """int32 (k_blocks + 1,), as `q_bounds`."""
+        return torch.tensor(bounds_of(self.k_regions, self.k_block), device=self.device)
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        """Block sizes and regions, as the constructors take them."""
+        names = "q_block", "k_block", "q_regions", "k_regions"
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def listed(self) -> Tensor:
+        """bool like ``index``: the entries that mean something."""
+        slot = torch.arange(self.index.shape[-1], device=self.device)
+        return slot < self.count.unsqueeze(-1)
+
+    def cells(self) -> Tensor:
+        """int32 (batch, heads, q_blocks, k_blocks): 0 off, 1 whole, 2 + n tile n of the pool."""
+        table = torch.zeros(
+            self.batch, self.heads, self.q_blocks, self.k_blocks, dtype=torch.int32
+        ).to(self.device)
+        # Entries past count point at block 0: added as 0, they change nothing.
+        codes = (self.tile + FIRST_TILE) * self.listed
+        return table.scatter_add_(-1, self.index.long(), codes)
+
+    @property
+    def table(self) -> Tensor:
+        """bool (heads, q_blocks, k_blocks), with the batch in front if there is more than one:
+        which blocks are visited.
+        """
+        kept = self.cells().ne(OFF)
+        return kept[0] if self.batch == 1 else kept
+
+    # ---- constructors
+
+    @classmethod
+    def from_cells(
+        cls,
+        cells: Tensor,
+        pool: Tensor | None = None,
+        *,
+        q_block: int,
+        k_block: int,
+        q_regions: Sequence[int],
+        k_regions: Sequence[int],
+    ) -> BlockMask:
+        """From a table as `cells` returns it, and the pool that it refers to."""
+        on = cells.ne(OFF).flatten(0, 2)  # (rows of blocks, k_blocks)
+        count = on.sum(-1)
+        most = max(1, int(count.max()))
+        row, column = on.nonzero(as_tuple=True)  # rows in order, columns ascending
+        slot = torch.arange(len(row), device=on.device) - (count.cumsum(0) - count)[row]
+        index = torch.zeros(len(on), most, dtype=torch.int32, device=on.device)
+        tile = torch.full_like(index, -1)
+        index[row, slot] = column.int()
+        tile[row, slot] = cells.flatten(0, 2)[row, column] - FIRST_TILE
+        shape = cells.shape[:3]
+        if pool is None:
+            pool = index.new_zeros(0, q_block, bits.words(k_block))
+        return cls(
+            q_block,
+            k_block,
+            tuple(q_regions),
+            tuple(k_regions),
+            count.int().view(shape),
+            index.view(*shape, most),
+            tile.view(*shape, most),
+            pool,
+        )
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Tensor,
+        *,
+        block_size: int | tuple[int, int] = 128,
+        q_len: int | None = None,
+        k_len: int | None = None,
+        q_regions: Sequence[int] | None = None,
+        k_regions: Sequence[int] | None = None,
+    ) -> BlockMask:
+        """Whole blocks, from a table of which to visit.
+
+        Args:
+            table: bool (heads or 1, q_blocks, k_blocks), or with a batch in front.
+            block_size: tokens a block, or (q_block, k_block).
+            q_len, k_len: tokens a side, where they are one region; ``k_len`` as ``q_len`` if left
+                out.
+            q_regions, k_regions: instead of the lengths, where blocks must straddle no border.
+
+        Raises:
+            AttnControlError: a table that does not fit the blocks of these tokens.
+        """
+        if not isinstance(table, Tensor) or table.dtype != torch.bool or table.dim() not in (3, 4):
+            raise AttnControlError(
+                "BlockMask.from_table: table has to be a bool tensor (heads or 1, q_blocks, "
+                f"k_blocks), or with a batch in front, not {_told(table)}"
+            )
+        q_block, k_block = (block_size,) * 2 if isinstance(block_size, int) else block_size
+        if k_len is None and k_regions is None:
+            k_len, k_regions = q_len, q_regions
+        q_runs = _runs("q", q_block, q_len, q_regions)
+        k_runs = _runs("k", k_block, k_len, k_regions)
+        blocks = len(bounds_of(q_runs, q_block)) - 1, len(bounds_of(k_runs, k_block)) - 1
+        if tuple(table.shape[-2:]) != blocks:
+            raise AttnControlError(
+                f"BlockMask.from_table: table has {tuple(table.shape[-2:])} blocks, but regions "
+                f"{q_runs} x {k_runs} in blocks of {q_block} x {k_block} have {blocks}"
+            )
+        cells = table.to(torch.int32)
+        return cls.from_cells(
+            cells if table.dim() == 4 else cells[None],
+            q_block=q_block,
+            k_block=k_block,
+            q_regions=q_runs,
+            k_regions=k_runs,
+        )
+
+    def to(self, device: torch.device | str) -> BlockMask:
+        """The same mask on another device; itself where it is there already."""
+        if torch.empty(0, device=device).device == self.device:
+            return self
+        moved = {name: getattr(self, name).to(device) for name in FIELDS}
+        return replace(self, **moved)
+
+    # ---- how much is on
+
+    def visited(self) -> Tensor:
+        """int64 (batch, heads): query-key pairs in the blocks that are visited."""
+        return self._weigh(visited=True)
+
+    def elements(self) -> Tensor:
+        """int64 (batch, heads): query-key pairs that are on."""
+        return self._weigh(visited=False)
+
+    def _weigh(self, visited: bool) -> Tensor:
+        rows, columns = self.q_bounds.long().diff(), self.k_bounds.long().diff()
+        pairs = rows[:, None] * columns[self.index.long()]
+        if not visited and len(self.pool):
+            inside = bits.popcount(self.pool)[self.tile.clamp(min=0).long()]
+            pairs = torch.where(self.tile < 0, pairs, inside)
+        return (pairs * self.listed).sum((-1, -2))
+
+    def density(self) -> float:
+        """Share of all query-key pairs that is on, over batch and heads."""
+        return float(self.elements().double().mean()) / (self.q_len * self.k_len)
+
+    def visited_density(self) -> float:
+        """Share of all query-key pairs that lies in visited blocks: what a kernel computes."""
+        return float(self.visited().double().mean()) / (self.q_len * self.k_len)
+
+    def waste(self) -> float:
+        """Pairs computed for each pair that is on: 1 where no block is visited in vain."""
+        return self.visited_density() / (self.density() or float("nan"))
+
+    def is_fully_block_sparse(self) -> bool:
+        """Whether each visited block is on as a whole, so that no kernel has to mask inside one."""
+        return bool(((self.tile < 0) | ~self.listed).all())
+
+    # ---- each in a file of its own
+
+    def validate(self, *, rows: bool = True, own: bool = True) -> BlockMask:
+        """Look at what the lists hold; returns the mask itself. See `check.validate`."""
+        from attn_control.masks.check import validate
+
+        validate(self, rows=rows, own=own)
+        return self
+
+    def to_dense(self, *, limit: int = 1 << 28) -> Tensor:
+        """bool (batch, heads, q_len, k_len): for tests, refused above ``limit`` elements."""
+        from attn_control.masks.dense import to_dense
+
+        return to_dense(self, limit)
+
+    def __or__(self, other: BlockMask) -> BlockMask:
+        from attn_control.masks.combine import union
+
+        return union(self, other) if isinstance(other, BlockMask) else NotImplemented
+
+    def __and__(self, other: BlockMask) -> BlockMask:
+        from attn_control.masks.combine import intersection
+
+        return intersection(self, other) if isinstance(other, BlockMask) else NotImplemented
+
+    def transpose(self) -> BlockMask:
+        """Keys become queries: what the gradients of keys and values are computed by."""
+        from attn_control.masks.combine import transpose
+
+        return transpose(self)
+
+    def coarsen(self, q: int = 2, k: int | None = None) -> BlockMask:
+        """Whole blocks q x k times as large, on where any block within was: a superset."""
+        from attn_control.masks.combine import coarsen
+
+        return coarsen(self, q, q if k is None else k)
+
+    def regrid(
+        self,
+        *,
+        q_block: int | None = None,
+        k_block: int | None = None,
+        q_regions: Sequence[int] | None = None,
+        k_regions: Sequence[int] | None = None,
+    ) -> BlockMask:
+        """The very same pairs on another grid of blocks, through bit tiles."""
+        from attn_control.masks.regrid import regrid
+
+        given = dict(q_block=q_block, k_block=k_block, q_regions=q_regions, k_regions=k_regions)
+        return regrid(self, **{**self.grid, **{n: v for n, v in given.items() if v is not None}})
+
+    @classmethod
+    def from_flex(cls, mask: Any, *, batch: int = 1, heads: int = 1) -> BlockMask:
+        """From torch's own BlockMask, its ``mask_mod`` read out block by block."""
+        from attn_control.masks.flex import from_flex
+
+        return from_flex(mask, batch, heads)
+
+    def to_flex(self) -> Any:
+        """As torch's own BlockMask, always with a ``mask_mod``. See `flex.to_flex`."""
+        from attn_control.masks.flex import to_flex
+
+        return to_flex(self)
+
+
+FIELDS: tuple[str, ...] = ("count", "index", "tile", "pool")
+
+
+def _runs(
+    side: str, block: int, length: int | None, regions: Sequence[int] | None
+) -> tuple[int, ...]:
+    if regions is None and length is not None:
+        regions = (length,)
+    elif regions is None or length is not None:
+        raise AttnControlError(f"BlockMask.from_table: give one of {side}_len and {side}_regions")
+    return check_regions("BlockMask.from_table", side, regions, block)
+
+
+def _told(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return repr(value)
