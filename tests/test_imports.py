@@ -223,7 +223,9 @@ def foreign(folder: str, forbidden: str) -> list[str]:
 
 
 def test_masks_know_no_torch_module():
-    assert not foreign("masks", "torch.nn")
+    # torch keeps flex_attention, which is no module, among its modules.
+    flex = "torch.nn.attention.flex_attention"
+    assert not [line for line in foreign("masks", "torch.nn") if not line.endswith(flex)]
 
 
 def test_kernels_know_no_diffusers():

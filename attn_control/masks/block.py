@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_control.errors import AttnControlError
-from attn_control.masks import bits
+from attn_control.masks import bits, check
 from attn_control.masks.bounds import bounds_of, check_regions
 
 OFF, WHOLE, FIRST_TILE = 0, 1, 2
@@ -52,29 +51,7 @@ class BlockMask:
         for side in "qk":
             given = getattr(self, f"{side}_regions"), getattr(self, f"{side}_block")
             object.__setattr__(self, f"{side}_regions", check_regions("BlockMask", side, *given))
-        if len(self.pool) and self.k_block % 32:
-            raise AttnControlError(
-                f"BlockMask: k_block={self.k_block} has to be a multiple of 32 to have bit tiles"
-            )
-        lists = *self.index.shape[:2], self.q_blocks
-        tiles = len(self.pool), self.q_block, bits.words(self.k_block)
-        expected = {
-            "count": lists,
-            "index": (*lists, self.index.shape[-1]),
-            "tile": self.index.shape,
-            "pool": tiles,
-        }
-        for name, shape in expected.items():
-            given = getattr(self, name)
-            if given.shape != shape or given.dtype != torch.int32:
-                raise AttnControlError(
-                    f"BlockMask: {name} has to be int32 {tuple(shape)}, "
-                    f"not {str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
-                )
-            if given.device != self.count.device:
-                raise AttnControlError(
-                    f"BlockMask: {name} is on {given.device}, count on {self.count.device}"
-                )
+        check.shapes(self)
 
     # ---- what follows from the fields
 
@@ -198,48 +175,18 @@ class BlockMask:
         q_regions: Sequence[int] | None = None,
         k_regions: Sequence[int] | None = None,
     ) -> BlockMask:
-        """Whole blocks, from a table of which to visit.
+        """Whole blocks, from a bool table of which to visit. See `tables.from_table`."""
+        from attn_control.masks.tables import from_table
 
-        Args:
-            table: bool (heads or 1, q_blocks, k_blocks), or with a batch in front.
-            block_size: tokens a block, or (q_block, k_block).
-            q_len, k_len: tokens a side, where they are one region; ``k_len`` as ``q_len`` if left
-                out.
-            q_regions, k_regions: instead of the lengths, where blocks must straddle no border.
-
-        Raises:
-            AttnControlError: a table that does not fit the blocks of these tokens.
-        """
-        if not isinstance(table, Tensor) or table.dtype != torch.bool or table.dim() not in (3, 4):
-            raise AttnControlError(
-                "BlockMask.from_table: table has to be a bool tensor (heads or 1, q_blocks, "
-                f"k_blocks), or with a batch in front, not {_told(table)}"
-            )
-        q_block, k_block = (block_size,) * 2 if isinstance(block_size, int) else block_size
-        if k_len is None and k_regions is None:
-            k_len, k_regions = q_len, q_regions
-        q_runs = _runs("q", q_block, q_len, q_regions)
-        k_runs = _runs("k", k_block, k_len, k_regions)
-        blocks = len(bounds_of(q_runs, q_block)) - 1, len(bounds_of(k_runs, k_block)) - 1
-        if tuple(table.shape[-2:]) != blocks:
-            raise AttnControlError(
-                f"BlockMask.from_table: table has {tuple(table.shape[-2:])} blocks, but regions "
-                f"{q_runs} x {k_runs} in blocks of {q_block} x {k_block} have {blocks}"
-            )
-        cells = table.to(torch.int32)
-        return cls.from_cells(
-            cells if table.dim() == 4 else cells[None],
-            q_block=q_block,
-            k_block=k_block,
-            q_regions=q_runs,
-            k_regions=k_runs,
-        )
+        return from_table(table, block_size, q_len, k_len, q_regions, k_regions)
 
     def to(self, device: torch.device | str) -> BlockMask:
         """The same mask on another device; itself where it is there already."""
         if torch.empty(0, device=device).device == self.device:
             return self
-        moved = {name: getattr(self, name).to(device) for name in FIELDS}
+        moved = {
+            name: getattr(self, name).to(device) for name in ("count", "index", "tile", "pool")
+        }
         return replace(self, **moved)
 
     # ---- how much is on
@@ -280,9 +227,7 @@ class BlockMask:
 
     def validate(self, *, rows: bool = True, own: bool = True) -> BlockMask:
         """Look at what the lists hold; returns the mask itself. See `check.validate`."""
-        from attn_control.masks.check import validate
-
-        validate(self, rows=rows, own=own)
+        check.validate(self, rows=rows, own=own)
         return self
 
     def to_dense(self, *, limit: int = 1 << 28) -> Tensor:
@@ -324,37 +269,23 @@ class BlockMask:
         """The very same pairs on another grid of blocks, through bit tiles."""
         from attn_control.masks.regrid import regrid
 
-        given = dict(q_block=q_block, k_block=k_block, q_regions=q_regions, k_regions=k_regions)
-        return regrid(self, **{**self.grid, **{n: v for n, v in given.items() if v is not None}})
+        return regrid(
+            self,
+            q_block or self.q_block,
+            k_block or self.k_block,
+            q_regions or self.q_regions,
+            k_regions or self.k_regions,
+        )
 
     @classmethod
-    def from_flex(cls, mask: Any, *, batch: int = 1, heads: int = 1) -> BlockMask:
+    def from_flex(cls, mask: Any) -> BlockMask:
         """From torch's own BlockMask, its ``mask_mod`` read out block by block."""
         from attn_control.masks.flex import from_flex
 
-        return from_flex(mask, batch, heads)
+        return from_flex(mask)
 
     def to_flex(self) -> Any:
         """As torch's own BlockMask, always with a ``mask_mod``. See `flex.to_flex`."""
         from attn_control.masks.flex import to_flex
 
         return to_flex(self)
-
-
-FIELDS: tuple[str, ...] = ("count", "index", "tile", "pool")
-
-
-def _runs(
-    side: str, block: int, length: int | None, regions: Sequence[int] | None
-) -> tuple[int, ...]:
-    if regions is None and length is not None:
-        regions = (length,)
-    elif regions is None or length is not None:
-        raise AttnControlError(f"BlockMask.from_table: give one of {side}_len and {side}_regions")
-    return check_regions("BlockMask.from_table", side, regions, block)
-
-
-def _told(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return repr(value)

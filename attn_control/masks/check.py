@@ -1,13 +1,43 @@
-"""What can be wrong with the lists of a BlockMask, found in this order, each said plainly."""
+"""What can be wrong with a BlockMask, found in this order, each said plainly."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attn_control.errors import AttnControlError
 from attn_control.masks import bits
-from attn_control.masks.block import BlockMask
+
+if TYPE_CHECKING:
+    from attn_control.masks.block import BlockMask
+
+
+def shapes(mask: BlockMask) -> None:
+    """Cheap, for every mask that is made: nothing of what the lists hold is read."""
+    if len(mask.pool) and mask.k_block % 32:
+        raise AttnControlError(
+            f"BlockMask: k_block={mask.k_block} has to be a multiple of 32 to have bit tiles"
+        )
+    lists = *mask.index.shape[:2], mask.q_blocks
+    expected = {
+        "count": lists,
+        "index": (*lists, mask.index.shape[-1]),
+        "tile": mask.index.shape,
+        "pool": (len(mask.pool), mask.q_block, bits.words(mask.k_block)),
+    }
+    for name, shape in expected.items():
+        given = getattr(mask, name)
+        if given.shape != shape or given.dtype != torch.int32:
+            raise AttnControlError(
+                f"BlockMask: {name} has to be int32 {tuple(shape)}, "
+                f"not {str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
+            )
+        if given.device != mask.count.device:
+            raise AttnControlError(
+                f"BlockMask: {name} is on {given.device}, count on {mask.count.device}"
+            )
 
 
 def validate(mask: BlockMask, *, rows: bool = True, own: bool = True) -> None:
