@@ -130,7 +130,7 @@ class Blend:
         def change(old: Tensor, index: Slices, heads: slice) -> Tensor:
             rows, which, tokens = index
             span = (tokens.start or 0, out.shape[2] if tokens.stop is None else tokens.stop)
-            mask = _cut(call.mask, rows, which, span)
+            mask = cut_mask(call.mask, rows, which, span)
             block = Block(
                 call.q[index],
                 k[rows, which],
@@ -154,7 +154,7 @@ class Blend:
         return _apply(out, self.region, change)
 
 
-def _cut(mask: Tensor | None, rows: slice, heads: slice, span: tuple[int, int]) -> Tensor | None:
+def cut_mask(mask: Tensor | None, rows: slice, heads: slice, span: tuple[int, int]) -> Tensor | None:
     """The part of a mask that a block sees; dimensions of size 1 go on standing for all."""
     if mask is None:
         return None
