@@ -1,7 +1,8 @@
 """The texture scorer's own error: `python -m attn_control.zoo.texture_error [--vae FOLDER]`.
 
-Right pictures must score right, also after an autoencoder's round trip, and references must be read
-as what they are; pictures of other textures, blank ones and confused ones must not.
+Right pictures must score right and references be read as what they are, both also after an
+autoencoder's round trip (a model sees a reference through nothing else); other textures,
+blank pictures and confused ones must not.
 """
 
 from __future__ import annotations
@@ -98,11 +99,15 @@ def measure(count: int = 400, sizes: tuple[int, ...] = (64, 128, 256), vae: Any 
         )
     for i in range(0, count if vae is not None else 0, 50):
         batch = pairs[i : i + 50]
-        for (scene, reference), image in zip(
-            batch, round_trip(vae, [draw(s) for s, _ in batch]), strict=True
-        ):
-            kind = "right, 128 px after the autoencoder"
-            judge(kind, image, scene.caption, reference.objects[0].texture)
+        targets, references = (round_trip(vae, [draw(p[n]) for p in batch]) for n in (0, 1))
+        for (scene, reference), image, shown in zip(batch, targets, references, strict=True):
+            texture = reference.objects[0].texture
+            by_reference = parse_textured(scene.caption).by_reference
+            score = score_textured(image, scene.caption, texture if by_reference else None)
+            add("right, 128 px after the autoencoder", score.right)
+            add("right, its textures after the autoencoder", score.texture)
+            read = [o.texture for o in find_textured(shown)[1]]
+            add("reference read right after the autoencoder", read == [texture])
     return rows
 
 

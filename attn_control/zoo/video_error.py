@@ -109,20 +109,35 @@ WRONG: dict[str, Callable] = {
 
 
 def measure(count: int = 200, vae: Any = None) -> dict[str, list[int]]:
-    """{video kind: [number called right, number scored]}; all (colour, shape) pairs take part."""
+    """{video kind: [number called right, number scored]}; all (colour, shape) pairs take part.
+
+    Of right videos after the round trip also each part of the score by itself, since the model is
+    held to them apart; of frames, all frames are counted.
+    """
     rows: dict[str, list[int]] = {}
 
-    def add(kind: str, frames: np.ndarray, caption: str) -> None:
+    def count_in(kind: str, hits: int, total: int = 1) -> None:
         row = rows.setdefault(kind, [0, 0])
-        row[0] += score_video(frames, caption).right
-        row[1] += 1
+        row[0] += hits
+        row[1] += total
+
+    def add(kind: str, frames: np.ndarray, caption: str) -> None:
+        count_in(kind, score_video(frames, caption).right)
+
+    def add_parts(kind: str, frames: np.ndarray, caption: str) -> None:
+        score = score_video(frames, caption)
+        count_in(kind, score.right)
+        count_in(f"{kind}: frames", round(score.frames * len(frames)), len(frames))
+        count_in(f"{kind}: direction", score.direction)
+        if parse_video(caption).crossing is not None:
+            count_in(f"{kind}: crossing", score.crossing)
 
     for i in range(count):
         video, rng = sample_video(_SEEDS + i, PAIRS), np.random.default_rng([_SEEDS, i])
         frames = draw_video(video)
         add("right", frames, video.caption)
         if vae is not None:
-            add("right, after the autoencoder", round_trip(vae, frames), video.caption)
+            add_parts("right, after the autoencoder", round_trip(vae, frames), video.caption)
         for kind, make in WRONG.items():
             wrong = make(video, rng)
             if wrong is not None:
