@@ -154,7 +154,9 @@ class Blend:
         return _apply(out, self.region, change)
 
 
-def cut_mask(mask: Tensor | None, rows: slice, heads: slice, span: tuple[int, int]) -> Tensor | None:
+def cut_mask(
+    mask: Tensor | None, rows: slice, heads: slice, span: tuple[int, int]
+) -> Tensor | None:
     """The part of a mask that a block sees; dimensions of size 1 go on standing for all."""
     if mask is None:
         return None
