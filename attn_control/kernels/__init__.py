@@ -1,6 +1,8 @@
 """Tensor code of attention. Knows no diffusers and no Session."""
 
+from attn_control.kernels.attention import attend
 from attn_control.kernels.blur import Blur, gaussian
+from attn_control.kernels.choose import Choice, explain
 from attn_control.kernels.epilogues import Blend, Gain, Gates, Region
 from attn_control.kernels.nag import Extrapolate
 from attn_control.kernels.paths import PATHS
@@ -12,11 +14,14 @@ __all__ = [
     "TARGETS",
     "Blend",
     "Blur",
+    "Choice",
     "Extrapolate",
     "Gain",
     "Gates",
     "Permute",
     "Region",
     "Target",
+    "attend",
+    "explain",
     "gaussian",
 ]

@@ -1,0 +1,155 @@
+"""attend(): softmax attention of some queries to some keys, by whichever executor."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attn_control.errors import AttnControlError
+from attn_control.kernels.choose import explain
+from attn_control.kernels.flex import attend_flex
+from attn_control.kernels.reference import attend_reference
+from attn_control.kernels.tiles import attend_tiles
+from attn_control.masks.block import BlockMask
+
+IMPLS = ("reference", "torch", "flex")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockMask | None = None,
+    *,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    impl: str = "auto",
+    need_lse: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """``softmax(q k^T scale + mask) v`` over the pairs that ``plan`` allows.
+
+    Args:
+        q: (batch, heads, q_tokens, head_dim), of float32, bfloat16, float16 or float64.
+        k, v: (batch, kv_heads, k_tokens, head_dim); heads a multiple of kv_heads: query head h
+            reads key head ``h // (heads // kv_heads)``.
+        plan: which query may read which key; None: every one every one. Its batch and heads are
+            those of q, or 1.
+        mask: the model's own, broadcastable to (batch, heads, q_tokens, k_tokens): bool, True where
+            a query may attend, or additive. A pair needs both masks' leave.
+        scale: of the scores; ``head_dim ** -0.5`` by default.
+        impl: "reference" (dense, float32 at least, memory of tokens squared), "torch" (tiles that
+            skip what the plan skips; any device, made for CPUs), "flex" (compiled flex_attention),
+            or "auto", whose choice `explain` tells.
+        need_lse: whether the log-sum-exp of the scores is wanted; sometimes None is cheaper.
+
+    Returns:
+        The output, as q, and the lse, float32 (batch, heads, q_tokens), or None. A query without
+        any key has 0 as its output and -inf as its lse, and no gradient goes through it.
+
+        Differentiable in q, k and v, through both. "torch" reads no key outside the blocks that
+        some query of the head may read (nor the never-read edges of its partly kept blocks), so
+        that padding there may hold anything, nan too. Keys that are masked inside a block, or by
+        ``mask``, have weight 0, as in torch's own attention: they have to be finite.
+
+    Raises:
+        AttnControlError: an argument that does not fit, by name, with what was expected.
+    """
+    _check(q, k, v, plan, mask)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise AttnControlError(f"attend: expected a finite number as scale, got {scale!r}")
+    if impl == "auto":
+        impl = explain(q, k, plan, mask=mask).impl
+        if impl == "dense":
+            if not need_lse and mask is None and k.shape[2]:
+                grouped = q.shape[1] != k.shape[1]
+                sdpa = torch.nn.functional.scaled_dot_product_attention
+                return sdpa(q, k, v, scale=scale, enable_gqa=grouped), None
+            impl, plan = "torch", None
+    if impl == "triton":
+        raise AttnControlError(
+            "attend: impl='triton' has no kernels yet: they come with a later release, and need a"
+            " GPU; take 'auto', 'torch' or 'flex'"
+        )
+    if impl not in IMPLS:
+        names = ", ".join(map(repr, ("auto", *IMPLS)))
+        raise AttnControlError(f"attend: expected {names} as impl, got {impl!r}")
+    if impl == "flex":
+        return attend_flex(q, k, v, plan, mask, float(scale), need_lse)
+    execute = attend_reference if impl == "reference" else attend_tiles
+    out, lse = execute(q, k, v, plan, mask, float(scale))
+    return out, lse if need_lse else None
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, plan: object, mask: object) -> None:
+    for name, given in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(given, Tensor) or given.dim() != 4:
+            got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise AttnControlError(
+                f"attend: expected {name} as a tensor (batch, heads, tokens, head_dim), got {got}"
+            )
+        if given.dtype not in DTYPES or given.dtype != q.dtype:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            expected = f"one of {names}" if given.dtype not in DTYPES else f"q's {q.dtype}"
+            raise AttnControlError(f"attend: expected {name} of {expected}, got {given.dtype}")
+        if given.device != q.device:
+            raise AttnControlError(f"attend: {name} is on {given.device}, q on {q.device}")
+    if k.shape != v.shape:
+        raise AttnControlError(
+            f"attend: expected k and v of one shape, got {tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
+        raise AttnControlError(
+            f"attend: expected k of batch {q.shape[0]} and head_dim {q.shape[3]} as q, got"
+            f" {tuple(k.shape)}"
+        )
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if not kv_heads or heads % kv_heads:
+        raise AttnControlError(f"attend: {heads=} has to be a multiple of {kv_heads=} (k, v)")
+    if plan is not None:
+        _check_plan(q, k, plan)
+    if mask is not None:
+        _check_mask(q, k, mask)
+
+
+def _check_plan(q: Tensor, k: Tensor, plan: object) -> None:
+    if not isinstance(plan, BlockMask):
+        raise AttnControlError(
+            f"attend: expected a BlockMask or None as plan, got {type(plan).__name__}"
+        )
+    if (plan.q_len, plan.k_len) != (q.shape[2], k.shape[2]):
+        raise AttnControlError(
+            f"attend: plan is for {plan.q_len} queries and {plan.k_len} keys, q has {q.shape[2]}"
+            f" tokens and k {k.shape[2]}"
+        )
+    for name, given, expected in (
+        ("batch", plan.batch, q.shape[0]),
+        ("heads", plan.heads, q.shape[1]),
+    ):
+        if given not in (1, expected):
+            raise AttnControlError(f"attend: expected plan.{name} of 1 or {expected}, got {given}")
+
+
+def _check_mask(q: Tensor, k: Tensor, mask: object) -> None:
+    full = (*q.shape[:3], k.shape[2])
+    if not isinstance(mask, Tensor):
+        raise AttnControlError(f"attend: expected a tensor as mask, got {type(mask).__name__}")
+    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
+        raise AttnControlError(f"attend: expected mask as bool or float, got {mask.dtype}")
+    if mask.device != q.device:
+        raise AttnControlError(f"attend: mask is on {mask.device}, q on {q.device}")
+    sizes = zip(reversed(mask.shape), reversed(full), strict=False)
+    if mask.dim() > 4 or any(size not in (1, whole) for size, whole in sizes):
+        raise AttnControlError(
+            "attend: expected mask broadcastable to (batch, heads, q_tokens, k_tokens) ="
+            f" {full}, got {tuple(mask.shape)}"
+        )
+    if mask.requires_grad and torch.is_grad_enabled():
+        raise AttnControlError(
+            "attend: mask requires grad, which attend does not compute: detach it, or add it to"
+            " the scores in a softmax of your own"
+        )

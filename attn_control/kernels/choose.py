@@ -1,0 +1,64 @@
+"""Which executor ``impl="auto"`` takes, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attn_control.kernels.tiles.schedule import schedule
+from attn_control.masks.block import BlockMask
+
+DENSE = 0.999
+"""Share of the pairs from which on nothing worth the name is skipped."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What auto does with a call.
+
+    impl: "dense" (torch's own attention, nothing masked by blocks), "torch" or "flex".
+    visited: share of all pairs in the blocks that the plan keeps, 1 without a plan.
+    computed: share that is computed. Above ``visited`` where rows are cheaper together, each with
+        a bias on what it may not read; 1 where skipping does not pay at all.
+    predicted: time over dense attention's by the cost table of this machine; None where there is
+        no table.
+    reason: one sentence for a report.
+    """
+
+    impl: str
+    visited: float
+    computed: float
+    predicted: float | None
+    reason: str
+
+
+def explain(
+    q: Tensor, k: Tensor, plan: BlockMask | None = None, *, mask: Tensor | None = None
+) -> Choice:
+    """The choice of ``attend(q, k, v, plan, mask=mask, impl="auto")``, without running it.
+
+    q, k: (batch, heads, tokens, head_dim); only shapes, dtype and device are looked at. The tiles
+    of a plan are compiled here and kept for the call.
+    """
+    if plan is None:
+        return Choice("dense", 1.0, 1.0, 1.0, "no block mask: dense")
+    visited = plan.visited_density()
+    if visited == 1.0 and plan.is_fully_block_sparse():
+        return Choice("dense", 1.0, 1.0, 1.0, "every block is kept whole: dense")
+    if q.device.type == "cuda":
+        reason = f"compiled flex_attention visits {visited:.0%} of the pairs"
+        return Choice("flex", visited, visited, None, reason)
+    tiles = schedule(plan, q.dtype)
+    computed = tiles.computed
+    predicted = tiles.cost if q.device.type == "cpu" else None
+    if computed >= DENSE:
+        reason = (
+            f"at {visited:.0%} of the pairs skipping costs more than it saves: all are computed,"
+            " with the mask as a bias"
+        )
+    else:
+        reason = f"{visited:.0%} of the pairs are kept, {computed:.0%} computed"
+    if predicted is not None:
+        reason += f"; predicted {predicted:.2f} of dense"
+    return Choice("torch", visited, computed, predicted, reason)

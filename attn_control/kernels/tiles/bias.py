@@ -1,0 +1,127 @@
+"""Additive biases of tiles: 0 where a query may read a key, -inf where it may not."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from attn_control.masks.block import FIRST_TILE, WHOLE, BlockMask
+
+KEPT_BYTES = 64 << 20
+"""Biases that one schedule keeps; those beyond are made anew each time."""
+
+
+def _octets() -> Tensor:
+    """float32 (256, 8): what the eight pairs of a byte, lowest bit first, add to their scores."""
+    bits = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
+    return torch.where(bits.bool(), 0.0, float("-inf"))
+
+
+class Tiles:
+    """A mask's pool, seen from its queries or, ``turned``, from its keys: (tile, row, column).
+
+    low, high: int64 (tiles,), the columns that any row has on lie in [low, high).
+    """
+
+    def __init__(self, mask: BlockMask, turned: bool) -> None:
+        self.pool = mask.pool.cpu().contiguous()
+        self.keys, self.turned = mask.k_block, turned
+        if sys.byteorder != "little":  # torch has no build for another
+            raise NotImplementedError("bit tiles are read byte by byte, lowest first")
+        self._table = _octets()
+        words = self.pool.numpy()
+        self.low = self.high = np.zeros(0, np.int64)
+        if len(words):
+            if turned:
+                used = (words != 0).any(2)
+            else:
+                octets = np.bitwise_or.reduce(words, axis=1).view(np.uint8)
+                used = np.unpackbits(octets, axis=1, bitorder="little")[:, : self.keys] != 0
+            self.low = used.argmax(1).astype(np.int64)
+            self.high = used.shape[1] - used[:, ::-1].argmax(1).astype(np.int64)
+        self.kept = 0
+        self.patterns: dict[tuple[object, ...], Bias] = {}
+
+    def unpack(self, codes: NDArray[np.int32]) -> Tensor:
+        """float32 (codes, rows, columns): the bias of each kind of block."""
+        rows, columns = self.pool.shape[1], self.keys
+        size = (columns, rows) if self.turned else (rows, columns)
+        found = torch.empty(len(codes), *size)
+        found[torch.from_numpy(codes == WHOLE)] = 0.0
+        found[torch.from_numpy(codes < WHOLE)] = float("-inf")
+        listed = codes >= FIRST_TILE
+        if listed.any():
+            packed = self.pool[torch.from_numpy(codes[listed] - FIRST_TILE).long()]
+            octets = packed.view(torch.uint8).flatten().int()
+            tiles = torch.nn.functional.embedding(octets, self._table)
+            tiles = tiles.view(len(packed), rows, -1)[..., :columns]
+            found[torch.from_numpy(listed)] = tiles.mT if self.turned else tiles
+        return found
+
+
+@dataclass(eq=False)
+class Bias:
+    """Of one tile: ``codes`` int32 (row blocks, column blocks), as `BlockMask.cells` has them.
+
+    rows, columns: of the blocks laid side by side at full size, which are there; None: all.
+    """
+
+    tiles: Tiles
+    codes: NDArray[np.int32]
+    rows: Tensor | None
+    columns: Tensor | None
+    _held: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def tensor(self) -> Tensor:
+        """float32 (rows, columns). Read-only: it may be shared."""
+        if self._held is not None:
+            return self._held
+        kinds, at = np.unique(self.codes, return_inverse=True)
+        blocks = self.tiles.unpack(kinds)[torch.from_numpy(at.reshape(self.codes.shape))]
+        made = blocks.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        if self.rows is not None:
+            made = made.index_select(0, self.rows)
+        if self.columns is not None:
+            made = made.index_select(1, self.columns)
+        if self.tiles.kept + made.nbytes <= KEPT_BYTES:
+            self.tiles.kept += made.nbytes
+            self._held = made
+        return made
+
+
+def bias_of(
+    tiles: Tiles,
+    codes: NDArray[np.int32],
+    rows: tuple[NDArray[np.int64], int],
+    columns: tuple[NDArray[np.int64], NDArray[np.int64], int],
+) -> Bias:
+    """The bias of a tile, shared with all tiles that have the same.
+
+    rows: lengths of the row blocks, and of a whole one; columns: first and last (excluded) token
+        within each column block, and the length of a whole one.
+    """
+    (heights, high), (low, stop, wide) = rows, columns
+    key = (codes.shape, codes.tobytes(), heights.tobytes(), low.tobytes(), stop.tobytes())
+    found = tiles.patterns.get(key)
+    if found is None:
+        there = [
+            _present(np.zeros_like(heights), heights, high),
+            _present(low, stop, wide),
+        ]
+        found = tiles.patterns[key] = Bias(tiles, codes.copy(), *there)
+    return found
+
+
+def _present(start: NDArray[np.int64], stop: NDArray[np.int64], size: int) -> Tensor | None:
+    """Places that are there, of blocks laid side by side at ``size`` tokens each; None: all."""
+    if (start == 0).all() and (stop == size).all():
+        return None
+    at = np.arange(size)
+    there = (at >= start[:, None]) & (at < stop[:, None])
+    return torch.from_numpy(np.flatnonzero(there.ravel()))

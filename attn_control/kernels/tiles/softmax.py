@@ -1,0 +1,109 @@
+"""One tile's softmax and its gradients: by torch's CPU flash kernel, elsewhere written out.
+
+Tensors are (heads, rows, head_dim) and (heads, keys, head_dim). lse is float32, or float64 for
+float64 inputs; a row without any key has 0 as its output, -inf as its lse, and no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NONE = float("-inf")
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What is summed in: float32, or float64 where that is given."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output and lse. bias: additive, broadcastable to (rows, keys)."""
+    if not k.shape[1]:
+        return torch.zeros_like(q), q.new_full(q.shape[:2], NONE, dtype=wide(q.dtype))
+    if q.device.type != "cpu":
+        return _forward(q, k, v, bias, scale)
+    out, lse = _flash(q[None], k[None], v[None], attn_mask=_four(bias, q, k), scale=scale)
+    out, lse = out[0], lse[0]
+    if bias is not None:
+        # The kernel gives 0 as the lse of a row without keys (older ones nan), which other rows may
+        # have too: only where it is seen are the biases looked at.
+        odd = (lse == 0) | ~lse.isfinite()
+        if odd.any():
+            empty = (bias.amax(-1) == NONE).expand(lse.shape[1]) & odd
+            lse = lse.masked_fill(empty, NONE)
+            out = out.masked_fill(empty[..., None], 0)
+    return out, lse
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What this tile adds to the gradients of q, k and v.
+
+    out and lse are those of the whole softmax, whose part the tile is; lse is finite: 0 for a row
+    without keys.
+    """
+    if q.device.type != "cpu":
+        return _backward(grad, q, k, v, out, lse, bias, scale)
+    four = (x[None] for x in (grad, q, k, v, out, lse))
+    found = _flash_backward(*four, 0.0, False, attn_mask=_four(bias, q, k), scale=scale)
+    return found[0][0], found[1][0], found[2][0]
+
+
+def fold(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
+    """Make (out, lse) those of the softmax over both sets of keys, in place, in the wide type."""
+    both = torch.logaddexp(lse, more_lse)
+    safe = both.masked_fill(both == NONE, 0)
+    out.mul_((lse - safe).exp_()[..., None])
+    out.add_(more.to(out.dtype) * (more_lse - safe).exp_()[..., None])
+    lse.copy_(both)
+
+
+def _four(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    if bias is None:
+        return None
+    kept = bias if bias.dtype in (q.dtype, torch.float32) else bias.to(wide(q.dtype))
+    return kept.expand(q.shape[1], k.shape[1])[None, None]
+
+
+def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    scores = (q @ k.mT).to(wide(q.dtype)) * scale
+    return scores if bias is None else scores + bias
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    scores = _scores(q, k, bias, scale)
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse.masked_fill(lse == NONE, 0)[..., None]).exp()
+    return (weights.to(v.dtype) @ v), lse
+
+
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = (_scores(q, k, bias, scale) - lse[..., None]).exp()
+    delta = (grad.to(lse.dtype) * out.to(lse.dtype)).sum(-1, keepdim=True)
+    scores = weights * ((grad @ v.mT).to(lse.dtype) - delta) * scale
+    scores = scores.to(q.dtype)
+    return scores @ k, scores.mT @ q, weights.to(grad.dtype).mT @ grad
