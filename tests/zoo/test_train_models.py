@@ -158,3 +158,14 @@ def test_sd15_learns_the_velocity_of_its_own_schedule():
     want = (a.sqrt() * b["noise"] - (1 - a).sqrt() * b["x0"]).square().mean()
     # The untrained network answers zero, so that its loss is the target's own power.
     assert abs(lesson.loss(0)[1].item() - want) < 1e-5
+
+
+def test_sd15_leans_towards_noise():
+    def late(lean):
+        settings = dataclasses.replace(TINY["shapes-sd15"], batch=500, lean=lean)
+        t = sd15.Lesson(settings, examples("shapes-sd15")).batch(0)["t"]
+        assert t.min() >= 0 and t.max() <= 999
+        return float((t >= 900).float().mean())
+
+    assert abs(late(1.0) - 0.1) < 0.01
+    assert abs(late(2.0) - 0.1**0.5) < 0.01

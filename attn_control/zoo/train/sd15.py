@@ -32,6 +32,7 @@ class Settings(loop.Settings):
     drop: float = 0.1  # captions emptied, for classifier-free guidance
     single: float = 1.5  # how much likelier than one of two objects a one-object scene is drawn
     hard: float = 1.4  # the same for scenes with a ring or a cross: the shapes learnt last
+    lean: float = 1.0  # times are 1 - (1 - u)^lean: above 1 more noise, where the layout is decided
     widths: tuple[int, ...] = (32, 96, 128)
 
 
@@ -101,7 +102,7 @@ class Lesson:
         return {
             "x0": x0,
             "ids": words,
-            "t": (u * self.scheduler.config.num_train_timesteps).long(),
+            "t": ((1 - (1 - u) ** s.lean) * self.scheduler.config.num_train_timesteps).long(),
             "noise": torch.randn(x0.shape, generator=g),
         }
 
