@@ -137,6 +137,9 @@ def test_all_stages_end_in_a_folder_that_stock_diffusers_loads_and_runs(
         pointed = [flux.SOURCE(seed)[0].find("reference") > 0 for seed in range(4)]
         assert {True, False} == set(pointed)
     main([name, "--work", str(tmp_path), "--out", str(tmp_path / "out"), *flags])
+    said = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    assert "- Data: 4 scenes" in said and "2 steps of 2 planned; no loss was logged." in said
+    assert said.count("Not yet measured.") == 1
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "out", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     call = {"num_inference_steps": 2, "output_type": "np", "height": 128, "width": 128}

@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     import torch
 
+    from attn_control.zoo import card
     from attn_control.zoo.train import latents, loop
     from attn_control.zoo.train.export import export
 
@@ -97,7 +98,9 @@ def main(argv: list[str] | None = None) -> None:
     if "decoder" in args.stages:
         autoencoder.refine_decoder(data, args.decoder_steps, source, **common)
     if "export" in args.stages:
-        export(model.pipeline(work, data), args.out or work / "export")
+        out = args.out or work / "export"
+        export(model.pipeline(work, data), out)
+        card.write(args.name, out, card.facts(work, data))
 
 
 if __name__ == "__main__":
