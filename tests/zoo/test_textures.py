@@ -3,9 +3,11 @@
 import hashlib
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from attn_control.errors import AttnControlError
@@ -244,3 +246,27 @@ def test_the_scorer_measures_its_own_error():
 
     for kind, (hits, total) in measure(16, sizes=(128,)).items():
         assert hits == (0 if kind.startswith("wrong") else total), kind
+
+
+class _Through:
+    """An autoencoder that loses nothing."""
+
+    def encode(self, x):
+        return SimpleNamespace(latents=x)
+
+    def decode(self, z):
+        return SimpleNamespace(sample=z)
+
+
+def test_the_round_trip_s_error_is_told_by_its_parts():
+    from attn_control.zoo.texture_error import measure
+
+    after = "after the autoencoder"
+    rows = measure(2, sizes=(128,), vae=_Through())
+    for kind in ("right, 128 px", "right, its textures", "reference read right"):
+        assert rows[f"{kind} {after}"] == [2, 2]
+
+    gray = _Through()
+    gray.decode = lambda z: SimpleNamespace(sample=torch.zeros_like(z))
+    rows = measure(2, sizes=(128,), vae=gray)
+    assert {row[0] for kind, row in rows.items() if after in kind} == {0}

@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from attn_control.zoo.scenes import BACKGROUNDS, COLOURS, HELD_OUT
 from attn_control.zoo.video_scorer import score_video
 from attn_control.zoo.videos import (
     DIRECTIONS,
+    PAIRS,
     SHAPES,
     draw_video,
     parse_video,
@@ -197,8 +199,25 @@ def test_the_prompts_are_fixed_and_what_they_say():
     assert sum(r["split"] == "heldout" for r in rows) == 23
 
 
+class Backwards:
+    """An autoencoder that loses nothing and runs the film the other way."""
+
+    def encode(self, x):
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: x))
+
+    def decode(self, z):
+        return SimpleNamespace(sample=z.flip(2))
+
+
 def test_the_scorer_measures_its_own_error():
     from attn_control.zoo.video_error import measure
 
-    for kind, (hits, total) in measure(2).items():
+    rows = measure(2, vae=Backwards())
+    after = {kind: rows.pop(kind) for kind in list(rows) if "after the autoencoder" in kind}
+    for kind, (hits, total) in rows.items():
         assert hits == (0 if kind.startswith("wrong") else total), kind
+    whole, frames, direction, *crossing = after.values()
+    assert whole == direction == [0, 2]
+    assert frames == [34, 34]  # every frame shows what it should
+    specs = [parse_video(sample_video(9_000_000 + seed, PAIRS).caption) for seed in range(2)]
+    assert [row[1] for row in crossing] == [sum(s.crossing is not None for s in specs)] != [0]
