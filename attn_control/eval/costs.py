@@ -11,11 +11,10 @@ from typing import Any
 from attn_control.metrics import bootstrap_mean
 from attn_control.render.measure import peak_memory, reset_peak
 from attn_control.render.prepare import Prepared
+from attn_control.render.run import call
 
-ROUNDS = 7
 
-
-def costs(prepared: Prepared, baseline: str, rounds: int = ROUNDS) -> dict[str, Any]:
+def costs(prepared: Prepared, baseline: str, rounds: int) -> dict[str, Any]:
     """Seconds a picture and their ratio to the baseline's of the same round, and peak bytes.
 
     The variants take turns on one prompt and seed; a round before the first warms up. Ratios are
@@ -46,15 +45,12 @@ def costs(prepared: Prepared, baseline: str, rounds: int = ROUNDS) -> dict[str, 
 
 
 def _once(prepared: Prepared, plan: Any) -> tuple[float, tuple[int, str]]:
-    import torch
-
     from attn_control import attach
 
     device, task = prepared.choice.device, prepared.tasks[0]
     # closing(): what never acts on this one prompt is no matter for a warning here.
     with closing(attach(prepared.pipe, *plan.controls)):
-        generator = torch.Generator("cpu").manual_seed(task.seed)
         reset_peak(device)
         start = time.perf_counter()
-        prepared.pipe(prompt=task.prompt, generator=generator, output_type="pil", **plan.kwargs)
+        call(prepared, plan, task)
         return time.perf_counter() - start, peak_memory(device)

@@ -10,13 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from attn_control import zoo
+from attn_control.errors import AttnControlError
+from attn_control.eval.groups import Where
+from attn_control.eval.mass import measure_mass
 from attn_control.eval.planted import planted_control
-from attn_control.eval.suite import VERDICTS, Measurement, Where
+from attn_control.eval.suite import Mass, Measurement
 from attn_control.metrics import Interval, bootstrap_mean, psnr, ssim
+from attn_control.render.media import mean_over_frames, read_media
 from attn_control.render.prepare import Prepared
-from attn_control.render.summary import paired, share_right
+from attn_control.render.prompts import Key, key_of
+from attn_control.render.summary import interval_over_prompts, paired, share_right
+from attn_control.zoo.prompts import spread, traits
 
 Row = dict[str, Any]
+Rows = dict[tuple[Key, int], Row]
 PSNR_CAP = 100.0  # dB, for equal pictures: infinity has no mean
 
 
@@ -32,7 +40,6 @@ def measure(
     prepared: Prepared,
     rows: Sequence[Row],
     measurement: Measurement,
-    prompts: Sequence[dict[str, Any]],
     images: Path,
 ) -> dict[str, Any]:
     """All numbers of one measurement.
@@ -40,10 +47,18 @@ def measure(
     Args:
         prepared: the job.
         rows: its finished pictures, as `render` left them.
-        prompts: the rows of the zoo's prompt file.
         images: the folder of the pictures.
+
+    Raises:
+        AttnControlError: a picture that the scorer could not judge, such as one too small.
     """
-    kind = {prompt["prompt"]: prompt for prompt in prompts}
+    model, kind = prepared.choice.name, kinds(prepared)
+    for row in rows:
+        if row["score"] is None:
+            raise AttnControlError(
+                f"{images / row['file']}: the scorer of {model} cannot judge it, so that no share "
+                "can be measured; pictures of at least 64 pixels a side, videos of 5 frames"
+            )
     by_variant = {plan.name: _of(rows, plan.name) for plan in prepared.variants}
     found: dict[str, Any] = {}
     for plan in prepared.variants:
@@ -55,7 +70,8 @@ def measure(
             "row_forwards": plan.row_forwards,
             "groups": {
                 str(group): {
-                    name: as_dict(share_right(_in(mine, group, kind), name)) for name in VERDICTS
+                    name: as_dict(share_right(_in(mine, group, kind), name))
+                    for name in zoo.verdicts(model)
                 }
                 for group in measurement.groups
             },
@@ -71,8 +87,9 @@ def measure(
             },
             "likeness": _likeness(mine, by_variant[measurement.baseline], images),
         }
+    mass = measurement.mass
     return {
-        "model": prepared.choice.name,
+        "model": model,
         "weights": prepared.tasks[0].settings["model"],
         "prompts": len(prepared.prompts),
         "pictures": len(rows),
@@ -81,31 +98,53 @@ def measure(
         "planted": planted_control(
             by_variant[measurement.planted.variant],
             measurement.planted,
-            prepared.choice.name,
+            prepared,
             images,
         ),
+        **({} if mass is None else {"mass": heads_near(prepared, mass)}),
     }
 
 
-def _of(rows: Sequence[Row], variant: str) -> dict[tuple[str, int], Row]:
-    return {(row["prompt"], row["seed"]): row for row in rows if row["variant"] == variant}
+def kinds(prepared: Prepared) -> dict[Key, dict[str, Any]]:
+    """What each prompt of a job may be chosen by, by its key."""
+    model = prepared.choice.name
+    return {each.key: traits(model, each.fixed or {}) for each in prepared.prompts}
 
 
-def _in(
-    rows: dict[tuple[str, int], Row], group: Where, kind: dict[str, dict[str, Any]]
-) -> list[Row]:
-    return [row for row in rows.values() if group.holds(kind[row["prompt"]])]
+def heads_near(prepared: Prepared, mass: Mass) -> dict[str, Any]:
+    """How near the heads of a job's model stay (`eval/mass.py`).
+
+    `share`: that of heads at or above the bar with one prompt, its mean and interval over prompts.
+    """
+    plan = next(plan for plan in prepared.variants if plan.name == mass.variant)
+    prompts = spread(prepared.prompts, mass.prompts)
+    said = [
+        {"prompt": each.text, **({"image": each.image.picture()} if each.image else {})}
+        for each in prompts
+    ]
+    found = measure_mass(
+        prepared.pipe, said,
+        steps=mass.steps or plan.steps, seeds=[prepared.seeds[each.key][0] for each in prompts],
+        at=mass.at, heads=mass.heads, call=plan.kwargs,
+    )  # fmt: skip
+    share = interval_over_prompts(found["near_by_prompt"], [each.key for each in prompts], least=0)
+    return {"variant": mass.variant, "share": as_dict(share), **found}
 
 
-def _likeness(
-    mine: dict[tuple[str, int], Row], theirs: dict[tuple[str, int], Row], images: Path
-) -> dict[str, dict[str, float | int] | None]:
+def _of(rows: Sequence[Row], variant: str) -> Rows:
+    return {(key_of(row), row["seed"]): row for row in rows if row["variant"] == variant}
+
+
+def _in(rows: Rows, group: Where, kind: dict[Key, dict[str, Any]]) -> list[Row]:
+    return [row for row in rows.values() if group.holds(kind[key_of(row)])]
+
+
+def _likeness(mine: Rows, theirs: Rows, images: Path) -> dict[str, dict[str, float | int] | None]:
     """How alike the pictures of two variants are: PSNR (dB, capped at 100), SSIM, LPIPS if there.
 
-    LPIPS (Zhang et al. 2018) takes part where the package `lpips` is installed.
+    Of videos the mean over their frames. LPIPS (Zhang et al. 2018) takes part where the package
+    `lpips` is installed.
     """
-    from PIL import Image
-
     measures: dict[str, Callable[[Any, Any], float]] = {
         "psnr": lambda a, b: min(psnr(a, b), PSNR_CAP),
         "ssim": ssim,
@@ -115,12 +154,9 @@ def _likeness(
         measures["lpips"] = learnt
     values: dict[str, list[float]] = {name: [] for name in measures}
     for key, row in mine.items():
-        with (
-            Image.open(images / row["file"]) as a,
-            Image.open(images / theirs[key]["file"]) as b,
-        ):
-            for name, function in measures.items():
-                values[name].append(function(a.convert("RGB"), b.convert("RGB")))
+        a, b = read_media(images / row["file"]), read_media(images / theirs[key]["file"])
+        for name, function in measures.items():
+            values[name].append(mean_over_frames(function, a, b))
     prompts = [prompt for prompt, _ in mine]
     return {
         name: as_dict(bootstrap_mean(numbers, groups=prompts)) for name, numbers in values.items()

@@ -13,14 +13,19 @@ from typing import Any
 import numpy as np
 
 from attn_control import zoo
+from attn_control.errors import AttnControlError
 from attn_control.eval.suite import Planted
+from attn_control.render.judge import judge
+from attn_control.render.media import Made, read_media
+from attn_control.render.prepare import Prepared
+from attn_control.render.prompts import Key, Prompt
 from attn_control.render.summary import interval_over_prompts
 
 Row = dict[str, Any]
 
 
 def planted_control(
-    rows: dict[tuple[str, int], Row], planted: Planted, model: str, images: Path
+    rows: dict[tuple[Key, int], Row], planted: Planted, prepared: Prepared, images: Path
 ) -> dict[str, Any]:
     """What was planted, what was found, and whether that passes.
 
@@ -28,25 +33,24 @@ def planted_control(
     planted (the replaced pictures that had been wrong, as a share of all), and no picture's verdict
     changes when it is read back.
     """
-    from PIL import Image
-
     rng = np.random.default_rng(planted.seed)
+    prompts = {prompt.key: prompt for prompt in prepared.prompts}
     keys = list(rows)
     count = max(1, round(planted.share * len(keys)))
     chosen = {keys[i] for i in rng.permutation(len(keys))[:count]}
     gains, changed, expected = [], 0, 0.0
-    for prompt, seed in keys:
-        was = bool(rows[prompt, seed]["score"]["right"])
-        with Image.open(images / rows[prompt, seed]["file"]) as picture:
-            again = zoo.score(model, picture.convert("RGB"), prompt).right
+    for key, seed in keys:
+        row, prompt = rows[key, seed], prompts[key]
+        was = bool(row["score"]["right"])
+        frames = tuple(read_media(images / row["file"]))
+        again = _is_right(prepared, Made(frames, "frames" in row), prompt)
         changed += again != was
-        if (prompt, seed) in chosen:
+        now = again
+        if (key, seed) in chosen:
             expected += 1 - was
-            now = zoo.score(model, zoo.draw_truth(model, prompt, seed), prompt).right
-        else:
-            now = again
+            now = _is_right(prepared, _truth(prepared.choice.name, prompt, seed), prompt)
         gains.append(float(now) - float(was))
-    found = interval_over_prompts(gains, [prompt for prompt, _ in keys], least=-1)
+    found = interval_over_prompts(gains, [key for key, _ in keys], least=-1)
     size = expected / len(keys)
     return {
         "variant": planted.variant,
@@ -56,3 +60,21 @@ def planted_control(
         "changed_when_read_back": changed,
         "passed": found.low > 0 and found.low <= size <= found.high and changed == 0,
     }
+
+
+def _is_right(prepared: Prepared, made: Made, prompt: Prompt) -> bool:
+    score = judge(prepared.choice, made, prompt)
+    if score is None:
+        raise AttnControlError(f"the scorer cannot judge what was made of {prompt}")
+    return bool(score["right"])
+
+
+def _truth(model: str, prompt: Prompt, seed: int) -> Made:
+    """A true drawing, or a true video, of a prompt; with the texture of its reference."""
+    from PIL import Image
+
+    texture = None if prompt.image is None else prompt.image.name
+    drawn = zoo.draw_truth(model, prompt.text, seed, texture)
+    is_video = drawn.ndim == 4
+    frames = (Image.fromarray(frame) for frame in (drawn if is_video else [drawn]))
+    return Made(tuple(frames), is_video)

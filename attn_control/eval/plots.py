@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from attn_control.eval.tables import headlines
+
 INK, SOFT = "#1d1d1f", "#8e8e93"
 COLOURS = ("#0b62d6", "#d6680b", "#12805c", "#8a2be2", "#b00040", "#6b6b00", "#00707a")
 
@@ -23,7 +25,8 @@ def plot_result(result: dict[str, Any], out: Path) -> list[Path]:
         variants = each["variants"]
         groups = list(next(iter(variants.values()))["groups"])
         others = list(dict.fromkeys(o for v in variants.values() for o in v["against"]))
-        panels = ["right", *others]
+        shares = headlines(name, result["bars"])
+        panels = [*shares, *others]
         height = 1.4 + 0.34 * len(variants)
         figure, axes = plt.subplots(
             1, len(panels), figsize=(3.6 * len(panels) + 1.2, height), sharey=True, squeeze=False,
@@ -32,11 +35,12 @@ def plot_result(result: dict[str, Any], out: Path) -> list[Path]:
         for axis, panel in zip(axes[0], panels, strict=True):
             for index, group in enumerate(groups):
                 _dots(axis, variants, panel, group, index, len(groups))
+            title = {"right": "fully right (%)"}.get(panel, f"{panel} (%)")
             axis.set_title(
-                "fully right (%)" if panel == "right" else f"minus {panel} (points)",
+                title if panel in shares else f"right, minus {panel} (points)",
                 fontsize=10, color=INK, loc="left",
             )  # fmt: skip
-            if panel != "right":
+            if panel not in shares:
                 axis.axvline(0, color=SOFT, linewidth=0.8)
             axis.grid(axis="x", color="#e5e5ea", linewidth=0.7)
             axis.set_axisbelow(True)
@@ -66,10 +70,7 @@ def _dots(
 ) -> None:
     first = True
     for row, each in enumerate(variants.values()):
-        if panel == "right":
-            numbers = each["groups"][group]["right"]
-        else:
-            numbers = each["against"].get(panel, {}).get(group)
+        numbers = each["groups"][group].get(panel) or each["against"].get(panel, {}).get(group)
         if numbers is None:
             continue
         y = row + (index - (groups - 1) / 2) * 0.7 / groups

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from attn_control import zoo
-from attn_control.eval.costs import ROUNDS, costs
-from attn_control.eval.measure import as_dict, measure
+from attn_control.eval.costs import costs
+from attn_control.eval.measure import as_dict, kinds, measure
 from attn_control.eval.plots import plot_result
 from attn_control.eval.power import detectable
-from attn_control.eval.suite import Bar, SuiteFile
+from attn_control.eval.suite import MASS, Bar, SuiteFile
 from attn_control.eval.tables import costs_page, result_page
+from attn_control.render.command import write_sheets
 from attn_control.render.measure import versions
 from attn_control.render.prepare import Prepared, prepare
+from attn_control.render.prompts import key_of
 from attn_control.render.run import run
 from attn_control.render.store import replace_file
 from attn_control.render.summary import paired, share_right
@@ -43,10 +45,10 @@ def plan_of(suite: SuiteFile, prepared: dict[str, Prepared]) -> dict[str, Any]:
     """What would run and what it could detect, before it runs."""
     measurements = {}
     for name, each in prepared.items():
-        kind = {row["prompt"]: row for row in zoo.load_prompts(each.choice.name)}
+        kind = kinds(each)
         groups = {}
         for group in suite.suite.measurements[name].groups:
-            n = sum(group.holds(kind[prompt]) for prompt in each.prompts)
+            n = sum(group.holds(kind[prompt.key]) for prompt in each.prompts)
             points = detectable(n, suite.suite.discordance) if n else None
             groups[str(group)] = {"n": n, "detects": None if points is None else round(points, 4)}
         measurements[name] = {
@@ -109,12 +111,12 @@ def run_suite(
         if outcome.interrupted:
             return EvalOutcome(None, [], interrupted=True)
         notes += [f"{name}: {note}" for note in outcome.notes]
+        write_sheets(each, outcome, out / name)
         spec = suite.suite.measurements[name]
-        prompts = zoo.load_prompts(each.choice.name)
-        measured[name] = measure(each, outcome.rows, spec, prompts, out / name / "images")
-        costing[name] = costs(each, spec.baseline)
+        measured[name] = measure(each, outcome.rows, spec, out / name / "images")
+        costing[name] = costs(each, spec.baseline, spec.rounds)
         bars = [bar for bar in suite.suite.bars if bar.job == name]
-        judged += [judge(bar, outcome.rows, prompts) for bar in bars]
+        judged += [judge(bar, outcome.rows, each, measured[name]) for bar in bars]
     result = {
         "suite": suite.name,
         "question": suite.suite.question,
@@ -129,7 +131,7 @@ def run_suite(
         "suite": suite.name,
         "digest": suite.digest,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores",
-        "rounds": ROUNDS,
+        "rounds": {name: suite.suite.measurements[name].rounds for name in costing},
         "measurements": costing,
     }
     pages = {
@@ -141,23 +143,26 @@ def run_suite(
     return EvalOutcome(result, [*(out / file for file in pages), *plot_result(result, out)])
 
 
-def judge(bar: Bar, rows: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> dict[str, Any]:
+def judge(
+    bar: Bar, rows: list[dict[str, Any]], prepared: Prepared, measured: dict[str, Any]
+) -> dict[str, Any]:
     """Hold one bar against the pictures: `met`, `above the floor`, `below` or `not measured`."""
-    kind = {prompt["prompt"]: prompt for prompt in prompts}
-    here = [row for row in rows if bar.where.holds(kind[row["prompt"]])]
-    mine = [row for row in here if row["variant"] == bar.variant]
-    theirs = [row for row in here if row["variant"] == bar.against]
-    found = paired(mine, theirs, bar.verdict) if bar.against else share_right(mine, bar.verdict)
+    if bar.verdict == MASS:
+        found = measured["mass"]["share"]
+    else:
+        kind = kinds(prepared)
+        here = [row for row in rows if bar.where.holds(kind[key_of(row)])]
+        mine = [row for row in here if row["variant"] == bar.variant]
+        theirs = [row for row in here if row["variant"] == bar.against]
+        both = paired(mine, theirs, bar.verdict) if bar.against else None
+        found = as_dict(both if bar.against else share_right(mine, bar.verdict))
     outcome = "not measured"
     if found is not None:
-        outcome = "met" if found.mean >= bar.target else "below"
-        if outcome == "below" and bar.floor is not None and found.mean >= bar.floor:
+        outcome = "met" if found["mean"] >= bar.target else "below"
+        if outcome == "below" and bar.floor is not None and found["mean"] >= bar.floor:
             outcome = "above the floor"
     fields = bar.model_dump(exclude={"where"})
-    return {
-        **fields, "where": str(bar.where),
-        "found": as_dict(found), "outcome": outcome,
-    }  # fmt: skip
+    return {**fields, "where": str(bar.where), "found": found, "outcome": outcome}
 
 
 def _json(data: dict[str, Any]) -> str:

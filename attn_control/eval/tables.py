@@ -54,8 +54,15 @@ def result_page(result: Numbers) -> str:
     if result["bars"]:
         parts += ["### Bars", bars_table(result["bars"])]
     for name, each in result["measurements"].items():
-        parts += [f"### {name}: `{each['model']}`", *_measurement(each)]
+        told = headlines(name, result["bars"])
+        parts += [f"### {name}: `{each['model']}`", *_measurement(each, told)]
     return "\n\n".join(parts) + "\n"
+
+
+def headlines(name: str, bars: list[Numbers]) -> list[str]:
+    """The verdicts of a measurement that stand by group: `right`, and those that have a bar."""
+    asked = [bar["verdict"] for bar in bars if bar["job"] == name and bar["verdict"] != "mass"]
+    return list(dict.fromkeys(["right", *asked]))
 
 
 def bars_table(bars: list[Numbers]) -> str:
@@ -75,28 +82,32 @@ def bars_table(bars: list[Numbers]) -> str:
     return grid(["bar", "measured", "target", "floor", "outcome"], rows)
 
 
-def _measurement(each: Numbers) -> list[str]:
+def _measurement(each: Numbers, told: list[str]) -> list[str]:
     variants: Numbers = each["variants"]
     first = next(iter(variants.values()))
     groups = list(first["groups"])
     counts = [f"{g} {(first['groups'][g]['right'] or {'n': 0})['n']}" for g in groups]
-    return [
+    parts = [
         f"{each['prompts']} prompts, {each['pictures']} pictures; n a group: {', '.join(counts)}.",
-        _shares(variants, groups),
-        "Differences in being right (points):",
-        _differences(variants, groups),
-        f"Parts of the verdict, and likeness to the pictures of {each['baseline']}:",
-        _parts(variants, "all" if "all" in groups else groups[0], each["baseline"]),
-        _planted(each["planted"]),
+        *(_shares(variants, groups, verdict) for verdict in told),
     ]
+    if any(v["against"] for v in variants.values()):
+        parts += ["Differences in being right (points):", _differences(variants, groups)]
+    compared = len(variants) > 1
+    likeness = f", and likeness to the pictures of {each['baseline']}" if compared else ""
+    parts.append(f"Parts of the verdict{likeness}:")
+    parts.append(_parts(variants, "all" if "all" in groups else groups[0], each["baseline"]))
+    if "mass" in each:
+        parts.append(_mass(each["mass"]))
+    return [*parts, _planted(each["planted"])]
 
 
-def _shares(variants: Numbers, groups: list[str]) -> str:
+def _shares(variants: Numbers, groups: list[str], verdict: str) -> str:
     rows = [
-        [name, str(v["row_forwards"]), *(percent(v["groups"][g]["right"]) for g in groups)]
+        [name, str(v["row_forwards"]), *(percent(v["groups"][g][verdict]) for g in groups)]
         for name, v in variants.items()
     ]
-    return grid(["variant", "row-forwards", *(f"right: {group}" for group in groups)], rows)
+    return grid(["variant", "row-forwards", *(f"{verdict}: {group}" for group in groups)], rows)
 
 
 def _differences(variants: Numbers, groups: list[str]) -> str:
@@ -112,7 +123,7 @@ def _parts(variants: Numbers, group: str, baseline: str) -> str:
     first = next(iter(variants.values()))
     verdicts = [name for name in first["groups"][group] if name != "right"]
     likeness = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
-    measures = [name for name in likeness if name in first["likeness"]]
+    measures = [name for name in likeness if name in first["likeness"] and len(variants) > 1]
     rows = []
     for name, v in variants.items():
         shares = [percent(v["groups"][group][verdict]) for verdict in verdicts]
@@ -120,6 +131,21 @@ def _parts(variants: Numbers, group: str, baseline: str) -> str:
         rows.append([name, *shares, *(plain(like.get(each), 3) for each in measures)])
     head = ["variant", *(f"{each} ({group})" for each in verdicts)]
     return grid([*head, *(likeness[each] for each in measures)], rows)
+
+
+def _mass(mass: Numbers) -> str:
+    alone = ", ".join(f"{name} {100 * part:.0f} %" for name, part in mass["near_by_shape"].items())
+    boxes = "; ".join(
+        f"{grid}: " + ", ".join(f"{name} {'x'.join(map(str, b))}" for name, b in sides.items())
+        for grid, sides in mass["boxes"].items()
+    )
+    return (
+        f"Attention mass, {mass['variant']}, {mass['prompts']} prompts, {len(mass['at'])} of "
+        f"{mass['steps']} steps: {percent(mass['share'])} of {len(mass['heads'])} heads keep at "
+        f"least {100 * mass['bar']:.0f} % of it in a box of at most {100 * mass['volume']:.0f} % "
+        f"of space and time around the query, in the best of its shapes; averaged over the prompts "
+        f"{100 * mass['near']:.1f} %, by one shape alone: {alone}. Boxes on {boxes}."
+    )
 
 
 def _planted(planted: Numbers) -> str:
@@ -147,8 +173,9 @@ def costs_page(costs: Numbers) -> str:
         ]
         head = ["variant", "median s", "ratio to the baseline", "row-forwards", "peak memory"]
         parts += [f"### {name}: costs", grid(head, rows)]
+    rounds = " and ".join(dict.fromkeys(str(number) for number in costs["rounds"].values()))
     parts.append(
-        f"Measured on {costs['machine']}; {costs['rounds']} rounds in which the variants took "
+        f"Measured on {costs['machine']}; {rounds} rounds in which the variants took "
         "turns, ratios paired by round."
     )
     return "\n\n".join(parts) + "\n"

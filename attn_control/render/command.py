@@ -103,6 +103,8 @@ def write_sheets(prepared: Prepared, outcome: Outcome, out: Path) -> list[Path]:
     numbers = sorted({seed for each in seeds.values() for seed in each})
     told = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
     size = "{} x {} px".format(*outcome.rows[0]["size"])
+    if "frames" in outcome.rows[0]:
+        size += f", {outcome.rows[0]['frames']} frames (first, middle, last shown)"
     made_by = f"{prepared.choice.name}, {size}, {prepared.variants[0].steps} steps, seeds {told}"
     if prepared.choice.kind == "zoo":
         made_by += ". Made by the tiny model that comes with attn-control"
@@ -117,6 +119,9 @@ def write_sheets(prepared: Prepared, outcome: Outcome, out: Path) -> list[Path]:
         title=prepared.job.title or "attn-control",
         subtitle=made_by,
         notes=notes,
+        references={
+            prompt.key: prompt.image.picture for prompt in prepared.prompts if prompt.image
+        },
     )
 
 
@@ -147,7 +152,7 @@ def print_outcome(
             say(memory, style="dim")
     for note in outcome.notes:
         say(f"note: {note}", style="yellow")
-    made = f"{outcome.made} pictures made, {outcome.kept} kept from before"
+    made = f"{outcome.made} {prepared.things} made, {outcome.kept} kept from before"
     if outcome.interrupted:
         say(
             f"interrupted: {made}, {outcome.total - len(outcome.rows)} of {outcome.total} missing; "
@@ -176,6 +181,8 @@ def print_plan(prepared: Prepared, out: Path, console: Any) -> None:
         if all(key in each.kwargs and each.kwargs[key] == value for each in variants)
     }
     say(f"{choice.name} ({choice.kind}) on {choice.device} in {choice.dtype}")
+    for video in dict.fromkeys(each.video for each in variants if each.video is not None):
+        say(f"videos are written as {video.format} at {video.fps:g} frames a second")
     say(f"all variants: {_settings(common) or 'the defaults of the pipeline'}")
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     shown.add_column("variant", no_wrap=True)
@@ -190,8 +197,9 @@ def print_plan(prepared: Prepared, out: Path, console: Any) -> None:
     seeds = 1 if prepared.job.seeds == "own" else len(prepared.job.seeds)
     there = sum((out / "images" / task.file).exists() for task in prepared.tasks)
     say(
-        f"{len(prepared.tasks)} pictures: {len(variants)} variants x {len(prepared.prompts)} "
-        f"prompts x {seeds} seeds, about {prepared.row_forwards} row-forwards"
+        f"{len(prepared.tasks)} {prepared.things}: {len(variants)} variants x "
+        f"{len(prepared.prompts)} prompts x {seeds} seeds, about {prepared.row_forwards} "
+        "row-forwards"
     )
     say(f"they would go to {out}" + (f", where {there} of them are" if there else ""))
     for each in variants:

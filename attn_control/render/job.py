@@ -58,10 +58,17 @@ class ModelSpec(_Strict):
         return value
 
 
+class PromptEntry(_Strict):
+    """One prompt of the job, perhaps with a reference picture (a path beside the job file)."""
+
+    prompt: str
+    image: Annotated[str, Field(min_length=1)] | None = None
+
+
 class PromptSource(_Strict):
     """Prompts from the job itself, from a text file (one a line) or from a fixed set of the zoo."""
 
-    texts: list[str] | None = None
+    texts: list[PromptEntry] | None = None
     file: str | None = None
     zoo: str | None = None
     split: str | None = None
@@ -78,9 +85,19 @@ class PromptSource(_Strict):
             raise ValueError("'split' and 'objects' choose from a zoo prompt set; add 'zoo: NAME'")
         return self
 
+    @field_validator("texts", mode="before")
+    @classmethod
+    def _entries(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        for index, item in enumerate(value):
+            if not isinstance(item, (str, dict)):
+                raise At((index,), f"expected text or {{prompt: ..., image: ...}}, got {item!r}")
+        return [{"prompt": item} if isinstance(item, str) else item for item in value]
+
     @field_validator("texts")
     @classmethod
-    def _texts(cls, value: list[str] | None) -> list[str] | None:
+    def _texts(cls, value: list[PromptEntry] | None) -> list[PromptEntry] | None:
         return None if value is None else check_prompts(value)
 
 
@@ -91,6 +108,7 @@ class Sampler(_Strict):
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     height: Annotated[int, Field(ge=8, le=16_384)] | None = None
     width: Annotated[int, Field(ge=8, le=16_384)] | None = None
+    num_frames: Annotated[int, Field(ge=1, le=100_000)] | None = None
     negative_prompt: str | None = None
     max_sequence_length: Annotated[int, Field(ge=1)] | None = None
     extra: dict[str, Any] = Field(default_factory=dict)
@@ -107,6 +125,15 @@ class Sampler(_Strict):
             problem = f"{doubled[0]!r} is a sampler key of its own, write it outside 'extra'"
             raise At(("extra", doubled[0]), problem)
         return self
+
+
+class VideoSpec(_Strict):
+    """How videos are written: `auto` is png (lossless) for built-in models, mp4 for all others."""
+
+    format: Literal["auto", "png", "mp4"] = "auto"
+    fps: Annotated[float, Field(ge=0.1, le=240)] | None = (
+        None  # None: what the pipeline says, or 16
+    )
 
 
 class ControlSpec(_Strict):
@@ -140,6 +167,7 @@ class Job(_Strict):
     variants: dict[str, Variant]
     sampler: Sampler = Field(default_factory=Sampler)
     compare: list[str] = Field(default_factory=list)
+    video: VideoSpec | None = None
     title: str | None = None
 
     @field_validator("model", mode="before")
@@ -181,17 +209,19 @@ class Job(_Strict):
         return self
 
 
-def check_prompts(prompts: Sequence[str]) -> list[str]:
+def check_prompts(entries: Sequence[PromptEntry]) -> list[PromptEntry]:
     """Refuse an empty list, an empty prompt and a prompt given twice; strip the others."""
-    if not prompts:
+    if not entries:
         raise ValueError("the list of prompts is empty, expected at least one")
-    first: dict[str, int] = {}
-    for index, prompt in enumerate(prompt.strip() for prompt in prompts):
-        if not prompt:
+    first: dict[PromptEntry, int] = {}
+    for index, entry in enumerate(entries):
+        each = entry.model_copy(update={"prompt": entry.prompt.strip()})
+        if not each.prompt:
             raise At((index,), "the prompt is empty, expected text")
-        if prompt in first:
-            raise At((index,), f"{prompt!r} is already prompt {first[prompt]}, each counts once")
-        first[prompt] = index
+        if each in first:
+            told = repr(each.prompt) + (f" with {each.image!r}" if each.image else "")
+            raise At((index,), f"{told} is already prompt {first[each]}, each counts once")
+        first[each] = index
     return list(first)
 
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from attn_control.errors import AttnControlError
-from attn_control.render.job import At, Job, ModelSpec, PromptSource, Sampler, Variant, close
+from attn_control.render.job import (
+    At,
+    Job,
+    ModelSpec,
+    PromptEntry,
+    PromptSource,
+    Sampler,
+    Variant,
+    VideoSpec,
+    close,
+)
 from attn_control.render.yamlfile import KeyPath, YamlFile, dotted, parse_yaml, read_yaml
 
 
@@ -95,9 +105,14 @@ def _fields_at(path: KeyPath) -> list[str]:
         return list(Sampler.model_fields)
     if len(path) == 2 and path[0] == "variants":
         return list(Variant.model_fields)
-    if path == ("model",):
-        return list(ModelSpec.model_fields)
-    return list((PromptSource if path == ("prompts",) else Job).model_fields)
+    if len(path) == 2 and path[0] == "prompts":
+        return list(PromptEntry.model_fields)
+    named: dict[KeyPath, type[BaseModel]] = {
+        ("model",): ModelSpec,
+        ("prompts",): PromptSource,
+        ("video",): VideoSpec,
+    }
+    return list(named.get(path, Job).model_fields)
 
 
 def _short(value: Any) -> str:

@@ -1,11 +1,10 @@
-"""What a picture cost in memory, what made it, and whether the picture is empty."""
+"""What a picture or video cost in memory, and what made it."""
 
 from __future__ import annotations
 
 import platform
 from functools import cache
 from importlib import metadata
-from typing import Any
 
 
 def reset_peak(device: str) -> None:
@@ -37,9 +36,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def is_blank(image: Any) -> bool:
-    """True for a picture of one single colour: the usual face of a NaN."""
-    bands = image.convert("RGB").getextrema()
-    return all(low == high for low, high in bands)

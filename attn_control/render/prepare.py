@@ -8,14 +8,24 @@ import math
 import os
 import shutil
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from attn_control.errors import AttnControlError
-from attn_control.render.job import Job, Variant, check_prompts
+from attn_control.render.job import Job, Variant
+from attn_control.render.media import VideoFormat
 from attn_control.render.models import ModelChoice, choose_model, fingerprint, load_model
-from attn_control.render.signature import check_pipeline, check_samplers, default_of, uses_cfg
+from attn_control.render.prompts import Key, Prompt, read_prompts, seeds_of
+from attn_control.render.signature import (
+    call_parameters,
+    check_pictures,
+    check_pipeline,
+    check_samplers,
+    default_of,
+    uses_cfg,
+    video_format,
+)
 from attn_control.render.store import file_name
 from attn_control.render.yamlfile import KeyPath, YamlFile
 
@@ -27,7 +37,8 @@ class VariantPlan:
     """One variant, ready to run.
 
     `row_forwards`: single rows through the denoiser a picture. Not `exact`: a window of sigma
-    depends on the picture's size and is checked at the first call only.
+    depends on the picture's size and is checked at the first call only. `video` is None for
+    pictures.
     """
 
     name: str
@@ -37,14 +48,15 @@ class VariantPlan:
     steps: int
     row_forwards: int
     exact: bool = True
+    video: VideoFormat | None = None
 
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to make. `settings` is all that decides its pixels, `digest` their hash."""
+    """One picture or video to make. `settings` is all that decides it, `digest` their hash."""
 
     variant: str
-    prompt: str
+    prompt: Prompt
     seed: int
     settings: dict[str, Any]
     digest: str
@@ -58,18 +70,19 @@ class Prepared:
     job: Job
     choice: ModelChoice
     pipe: Any
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     variants: tuple[VariantPlan, ...]
     tasks: tuple[Task, ...]
 
     @property
-    def seeds(self) -> dict[str, list[int]]:
+    def seeds(self) -> dict[Key, list[int]]:
         """The seeds of each prompt, both in the job's order."""
-        found: dict[str, list[int]] = {prompt: [] for prompt in self.prompts}
-        for task in self.tasks:
-            if task.variant == self.variants[0].name:
-                found[task.prompt].append(task.seed)
-        return found
+        return seeds_of(self.job, list(self.prompts))
+
+    @property
+    def things(self) -> str:
+        """What the tasks make, in words."""
+        return "pictures" if self.variants[0].video is None else "videos"
 
     @property
     def row_forwards(self) -> int:
@@ -99,92 +112,34 @@ def prepare(job: Job, source: YamlFile, out: Path, *, given: bool = False) -> Pr
         pipe = load_model(choice)
     except AttnControlError as error:
         raise error if given else source.error(("model",), str(error)) from error
+    if choice.kind == "zoo" and any(prompt.image is not None for prompt in prompts):
+        pipe = _with_pictures(pipe, source)
     check_pipeline(pipe)
-    shared = {**_defaults(choice), **job.sampler.kwargs()}
-    merged = {name: {**shared, **each.sampler.kwargs()} for name, each in job.variants.items()}
+    check_pictures(pipe, prompts, source)
+    shared = {**_defaults(choice, pipe), **job.sampler.kwargs()}
+    merged = {
+        name: _whole_area(pipe, {**shared, **each.sampler.kwargs()})
+        for name, each in job.variants.items()
+    }
     check_samplers(pipe, job, source, merged)
+    zoo_model = choice.kind == "zoo"  # whose pictures are measured: nothing may be lost
     plans = [
-        _plan_variant(pipe, name, controls[name], kwargs, source) for name, kwargs in merged.items()
-    ]
+        _plan_variant(
+            pipe, name, controls[name], kwargs,
+            video_format(pipe, job.video, kwargs, zoo_model, source), source,
+        )
+        for name, kwargs in merged.items()
+    ]  # fmt: skip
     weights = fingerprint(choice)
-    seeds = _seeds(job, prompts)
+    seeds = seeds_of(job, prompts)
     tasks = tuple(
         _task(plan, prompt, seed, weights, choice)
         for plan in plans
         for prompt in prompts
-        for seed in seeds[prompt]
+        for seed in seeds[prompt.key]
     )
     check_space(out, tasks)
     return Prepared(job, choice, pipe, tuple(prompts), tuple(plans), tasks)
-
-
-def read_prompts(job: Job, source: YamlFile, base: Path) -> list[str]:
-    """The prompts themselves, whichever of the three ways the job names them."""
-    wanted = job.prompts
-    if wanted.texts is not None:
-        prompts = wanted.texts
-    elif wanted.zoo is not None:
-        prompts = _zoo_prompts(job, wanted.zoo, source)
-    else:
-        prompts = _file_prompts(wanted.file or "", source, base)
-    stop = None if wanted.limit is None else wanted.offset + wanted.limit
-    chosen = prompts[wanted.offset : stop]
-    if not chosen:
-        raise source.error(
-            ("prompts",), f"no prompt is left of {len(prompts)} with offset {wanted.offset}"
-        )
-    count = min(wanted.spread or len(chosen), len(chosen))
-    return [chosen[i * len(chosen) // count] for i in range(count)]
-
-
-def _zoo_prompts(job: Job, name: str, source: YamlFile) -> list[str]:
-    from attn_control import zoo
-
-    wanted = job.prompts
-    try:
-        rows = zoo.load_prompts(name)
-    except AttnControlError as error:
-        raise source.error(("prompts", "zoo"), str(error)) from None
-    for key in ("split", "objects"):
-        value = getattr(wanted, key)
-        known = sorted({row[key] for row in rows})
-        if value is not None and value not in known:
-            expected = ", ".join(map(repr, known))
-            raise source.error(("prompts", key), f"expected one of {expected}, got {value!r}")
-        rows = [row for row in rows if value is None or row[key] == value]
-    if not rows:
-        raise source.error(("prompts",), "no prompt of the set has this split and these objects")
-    return [row["prompt"] for row in rows]
-
-
-def _seeds(job: Job, prompts: list[str]) -> dict[str, list[int]]:
-    """The seeds of each prompt: the job's, or the one fixed beside it in its zoo set."""
-    if isinstance(job.seeds, list):
-        return dict.fromkeys(prompts, job.seeds)
-    from attn_control import zoo
-
-    fixed = {row["prompt"]: [row["seed"]] for row in zoo.load_prompts(job.prompts.zoo or "")}
-    return {prompt: fixed[prompt] for prompt in prompts}
-
-
-def _file_prompts(name: str, source: YamlFile, base: Path) -> list[str]:
-    path = base / Path(name).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise source.error(
-            ("prompts",),
-            f"no such prompts file: {str(path)!r} (for a single prompt write a list: [{name!r}])",
-        ) from None
-    except UnicodeDecodeError:
-        raise source.error(("prompts",), f"{str(path)!r} is not UTF-8 text") from None
-    except OSError as error:
-        raise source.error(("prompts",), f"cannot read {str(path)!r}: {error.strerror}") from None
-    lines = [line.strip() for line in text.splitlines()]
-    try:
-        return check_prompts([line for line in lines if line and not line.startswith("#")])
-    except ValueError as error:
-        raise source.error(("prompts",), f"{str(path)!r}: {error}") from None
 
 
 def check_out(out: Path) -> None:
@@ -207,11 +162,13 @@ def check_space(out: Path, tasks: tuple[Task, ...]) -> None:
     need = _SPARE
     for task in tasks:
         sampler = task.settings["sampler"]
+        frames = sampler.get("num_frames", 81) if "video" in task.settings else 1
         if not (out / "images" / task.file).exists():
-            need += 3 * sampler.get("height", 1024) * sampler.get("width", 1024)
+            need += 3 * frames * sampler.get("height", 1024) * sampler.get("width", 1024)
     if need > free:
+        things = "videos" if "video" in tasks[0].settings else "pictures"
         raise AttnControlError(
-            f"--out {str(out)!r}: {len(tasks)} pictures need up to {need / 1e9:.1f} GB and the "
+            f"--out {str(out)!r}: {len(tasks)} {things} need up to {need / 1e9:.1f} GB and the "
             f"disk has {free / 1e9:.1f} GB free"
         )
 
@@ -262,6 +219,7 @@ def _plan_variant(
     name: str,
     placed: list[tuple[KeyPath, Any]],
     kwargs: dict[str, Any],
+    video: VideoFormat | None,
     source: YamlFile,
 ) -> VariantPlan:
     own = kwargs.get("sigmas") or kwargs.get("timesteps")
@@ -280,7 +238,7 @@ def _plan_variant(
         raise source.error(("variants", name, "controls"), str(error)) from None
     cost = preview.row_forwards(2 if uses_cfg(pipe, kwargs) else 1)
     described = tuple(describe(control) for control in controls)
-    return VariantPlan(name, controls, described, kwargs, steps, cost, preview.exact)
+    return VariantPlan(name, controls, described, kwargs, steps, cost, preview.exact, video)
 
 
 def _match(pipe: Any, controls: tuple[Any, ...], steps: int) -> Any:
@@ -305,28 +263,53 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, str))
 
 
-def _defaults(choice: ModelChoice) -> dict[str, Any]:
+def _with_pictures(pipe: Any, source: YamlFile) -> Any:
+    """A built-in model in the pipeline that takes pictures, where it was trained with them."""
+    from attn_control.zoo.references import with_references
+
+    try:
+        return with_references(pipe)
+    except AttnControlError as error:
+        raise source.error(("prompts",), str(error)) from None
+
+
+def _defaults(choice: ModelChoice, pipe: Any) -> dict[str, Any]:
     if choice.kind != "zoo":
         return {}
     from attn_control import zoo
 
-    return dict(zoo.defaults(choice.name))
+    found = dict(zoo.defaults(choice.name))
+    if "_auto_resize" in call_parameters(pipe):
+        found["_auto_resize"] = False  # would bring a reference to a size of the large model's
+    return found
+
+
+def _whole_area(pipe: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Pipelines with a `max_area` change the size to fit it: make it that of the asked size."""
+    height, width = kwargs.get("height"), kwargs.get("width")
+    if "max_area" in call_parameters(pipe) and height and width:
+        return {"max_area": height * width, **kwargs}
+    return kwargs
 
 
 def _task(
-    plan: VariantPlan, prompt: str, seed: int, weights: dict[str, Any], choice: ModelChoice
+    plan: VariantPlan, prompt: Prompt, seed: int, weights: dict[str, Any], choice: ModelChoice
 ) -> Task:
-    settings = {
+    settings: dict[str, Any] = {
         "model": weights,
         "dtype": choice.dtype,
         "device": choice.device.partition(":")[0],
-        "prompt": prompt,
+        "prompt": prompt.text,
         "seed": seed,
         "sampler": plan.kwargs,
         "controls": list(plan.described),
     }
+    if prompt.image is not None:
+        settings["image"] = prompt.image.digest
+    if plan.video is not None:
+        settings["video"] = asdict(plan.video)
     text = json.dumps(settings, sort_keys=True, ensure_ascii=False, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Task(
-        plan.name, prompt, seed, settings, digest, file_name(prompt, seed, plan.name, digest)
-    )
+    suffix = "png" if plan.video is None else plan.video.format
+    file = file_name(prompt.text, seed, plan.name, digest, suffix)
+    return Task(plan.name, prompt, seed, settings, digest, file)

@@ -8,15 +8,19 @@ from typing import Any
 
 
 class Progress:
-    """Counts finished pictures; `with Progress(console, total) as progress: progress.step("cfg")`.
+    """Counts what is finished; `with Progress(console, total) as progress: progress.step("cfg")`.
 
     Args:
         console: a rich console; None shows nothing.
-        total: pictures to make in this run.
+        total: how many to make in this run.
         every: seconds between two lines where there is no terminal.
+        things: what is made, in words.
     """
 
-    def __init__(self, console: Any, total: int, every: float = 15.0) -> None:
+    def __init__(
+        self, console: Any, total: int, every: float = 15.0, things: str = "pictures"
+    ) -> None:
+        self.things = things
         self.console, self.total, self.every = console, total, every
         self.done = 0
         self.started = self.said = time.monotonic()
@@ -64,7 +68,7 @@ class Progress:
         elif self.console is not None and time.monotonic() - self.said >= self.every:
             self.said = time.monotonic()
             self.console.print(
-                f"{self.done}/{self.total} pictures, {self.left()} left", style="dim"
+                f"{self.done}/{self.total} {self.things}, {self.left()} left", style="dim"
             )
 
     def left(self) -> str:

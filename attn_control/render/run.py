@@ -1,17 +1,19 @@
-"""Renders a prepared job: every picture saved at once, nothing finished is ever lost or redone."""
+"""Renders a prepared job: every result saved at once, nothing finished is ever lost or redone."""
 
 from __future__ import annotations
 
 import json
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from attn_control.errors import AttnControlError
 from attn_control.render.hub_errors import first_line
-from attn_control.render.measure import is_blank, peak_memory, reset_peak, versions
+from attn_control.render.judge import judge
+from attn_control.render.measure import peak_memory, reset_peak, versions
+from attn_control.render.media import Made, is_blank, made_of
 from attn_control.render.prepare import Prepared, Task, VariantPlan
 from attn_control.render.progress import Progress
 from attn_control.render.store import (
@@ -20,7 +22,7 @@ from attn_control.render.store import (
     read_record,
     read_rows,
     replace_file,
-    save_picture,
+    save,
     slug,
 )
 
@@ -59,9 +61,11 @@ def run(prepared: Prepared, out: Path, *, overwrite: bool = False, console: Any 
     outcome = Outcome([], 0, len(rows), len(prepared.tasks))
     missing = [task for task in prepared.tasks if task.file not in rows]
     if outcome.kept and console is not None:
-        console.print(f"{outcome.kept} of {outcome.total} pictures are already there", style="dim")
+        console.print(
+            f"{outcome.kept} of {outcome.total} {prepared.things} are already there", style="dim"
+        )
     try:
-        with Progress(console, len(missing)) as progress:
+        with Progress(console, len(missing), things=prepared.things) as progress:
             for plan in prepared.variants:
                 todo = [task for task in missing if task.variant == plan.name]
                 if todo:
@@ -72,7 +76,7 @@ def run(prepared: Prepared, out: Path, *, overwrite: bool = False, console: Any 
     blank = sum(bool(row.get("blank")) for row in outcome.rows)
     if blank:
         outcome.notes.append(
-            f"{blank} picture(s) show one single colour, which hints at NaN values"
+            f"{blank} {prepared.things[:-1]}(s) show one single colour, which hints at NaN values"
         )
     return outcome
 
@@ -93,15 +97,15 @@ def _run_variant(
     with closing(attach(prepared.pipe, *plan.controls)) as session:
         for task in todo:
             try:
-                image, row = _render(prepared, plan, task)
-                save_picture(image, out / "images" / task.file, row)
+                made, row = _render(prepared, plan, task)
+                save(made, out / "images" / task.file, row, plan.video)
                 append_row(out / "results.jsonl", row)
             except Exception as error:  # a foreign pipeline may raise anything
-                kept = f"{len(rows)} of {outcome.total} pictures are finished and kept in {out}"
+                done = f"{len(rows)} of {outcome.total} {prepared.things}"
                 reason = str(error) if isinstance(error, AttnControlError) else _reason(error)
                 raise AttnControlError(
-                    f"variant {task.variant!r}, prompt {task.prompt!r}, seed {task.seed}: {reason} "
-                    f"({kept}; the same command goes on from there)"
+                    f"variant {task.variant!r}, prompt {task.prompt}, seed {task.seed}: {reason} "
+                    f"({done} are finished and kept in {out}; the same command goes on from there)"
                 ) from error
             rows[task.file] = row
             outcome.made += 1
@@ -112,7 +116,7 @@ def _run_variant(
             reason = control.get("reason") or "no reason is known"
             outcome.notes.append(
                 f"variant {plan.name!r}: {control['name']} never acted ({reason}); its "
-                "pictures are those of the plain pipeline"
+                f"{prepared.things} are those of the plain pipeline"
             )
     reports = out / "reports"
     reports.mkdir(exist_ok=True)
@@ -127,61 +131,65 @@ def _reason(error: Exception) -> str:
     return f"the pipeline raised {type(error).__name__}: {first_line(error)}"
 
 
-def _render(prepared: Prepared, plan: VariantPlan, task: Task) -> tuple[Any, dict[str, Any]]:
-    """One picture and its row of results."""
+def call(prepared: Prepared, plan: VariantPlan, task: Task) -> Any:
+    """One call of the pipeline, as it is attached now."""
     import torch
 
-    device = prepared.choice.device
     # On the CPU whatever the device: the same seed is the same noise on every machine.
     generator = torch.Generator("cpu").manual_seed(task.seed)
+    kwargs = dict(plan.kwargs)
+    if task.prompt.image is not None:
+        kwargs["image"] = task.prompt.image.picture()
+    return prepared.pipe(prompt=task.prompt.text, generator=generator, output_type="pil", **kwargs)
+
+
+def _render(prepared: Prepared, plan: VariantPlan, task: Task) -> tuple[Made, dict[str, Any]]:
+    """One picture or video and its row of results."""
+    device, prompt = prepared.choice.device, task.prompt
     reset_peak(device)
     start = time.perf_counter()
-    result = prepared.pipe(
-        prompt=task.prompt, generator=generator, output_type="pil", **plan.kwargs
-    )
+    made = made_of(call(prepared, plan, task))
     seconds = time.perf_counter() - start
     peak, peak_kind = peak_memory(device)
-    image = result.images[0]
-    _check_size(image, plan.kwargs)
-    score = _score(prepared, image, task.prompt)
-    row = {
+    _check_size(made, plan)
+    row: dict[str, Any] = {
         "file": task.file,
         "hash": task.digest,
         "variant": task.variant,
-        "prompt": task.prompt,
+        "prompt": prompt.text,
         "seed": task.seed,
-        "score": score,
+        "score": judge(prepared.choice, made, prompt),
         "seconds": round(seconds, 4),
         "peak_bytes": peak,
         "peak_kind": peak_kind,
-        "blank": is_blank(image),
-        "size": list(image.size),
+        "blank": is_blank(made),
+        "size": list(made.size),
         "steps": plan.steps,
         "scheduler": type(getattr(prepared.pipe, "scheduler", None)).__name__,
         "settings": task.settings,
         "versions": versions(),
     }
-    return image, row
+    if prompt.image is not None:
+        row["image"] = {"name": prompt.image.name, "digest": prompt.image.digest}
+    if made.is_video:
+        row["frames"] = len(made.frames)
+    return made, row
 
 
-def _check_size(image: Any, kwargs: dict[str, Any]) -> None:
-    asked = (kwargs.get("width") or image.width, kwargs.get("height") or image.height)
-    if tuple(image.size) != asked:
+def _check_size(made: Made, plan: VariantPlan) -> None:
+    (width, height), asked = made.size, plan.kwargs
+    if (asked.get("width") or width, asked.get("height") or height) != made.size:
         raise AttnControlError(
-            f"the pipeline made {image.width} x {image.height} pixels where the sampler asks for "
-            f"width {asked[0]} and height {asked[1]}"
+            f"the pipeline made {width} x {height} pixels where the sampler asks for "
+            f"width {asked.get('width')} and height {asked.get('height')}"
         )
-
-
-def _score(prepared: Prepared, image: Any, prompt: str) -> dict[str, Any] | None:
-    if prepared.choice.kind != "zoo":
-        return None
-    from attn_control import zoo
-
-    name = prepared.choice.name
-    if not zoo.is_scorable(name, prompt):
-        return None
-    try:
-        return asdict(zoo.score(name, image, prompt))
-    except AttnControlError:  # say a picture too small to judge: it is still a picture
-        return None
+    if made.is_video != (plan.video is not None):
+        kinds = ("a picture", "a video")
+        raise AttnControlError(
+            f"the pipeline made {kinds[made.is_video]}, expected {kinds[not made.is_video]}"
+        )
+    frames = asked.get("num_frames") or len(made.frames)
+    if len(made.frames) != frames and made.is_video:
+        raise AttnControlError(
+            f"the pipeline made {len(made.frames)} frames where the sampler asks for {frames}"
+        )

@@ -1,17 +1,21 @@
 """The contact sheet: variants across, prompts down, one tile a seed.
 
 Every size derives from the tile, so that a sheet of two variants and one of ten look alike. Where
-a scorer judged the picture, a badge says so by shape as well as by colour: a check or a cross.
+a scorer judged the picture, a badge says so by shape as well as by colour: a check or a cross. Of a
+video its first, middle and last frame stand side by side; a reference picture stands beneath its
+prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from attn_control.render.media import ends_and_middle, read_media
+from attn_control.render.prompts import Key, key_of
 from attn_control.render.store import replace_file
 
 PAPER, INK, SOFT, LINE = "#ffffff", "#1b1f24", "#6b7380", "#e3e6ea"
@@ -22,9 +26,10 @@ ROWS_A_PAGE = 24
 
 @dataclass(frozen=True)
 class Look:
-    """Sizes in pixels, all from the tile."""
+    """Sizes in pixels, all from the tile; a cell holds `span` tiles, the frames of a video."""
 
     tile: int
+    span: int
     gap: int
     group: int
     margin: int
@@ -34,11 +39,12 @@ class Look:
     title: int
 
     @classmethod
-    def of(cls, columns: int, seeds: int) -> Look:
+    def of(cls, columns: int, seeds: int, span: int = 1) -> Look:
         """The largest tile with which a row still fits, between 96 and 320 pixels."""
-        tile = max(96, min(320, (WIDEST // (columns * seeds)) // 8 * 8))
+        tile = max(96, min(320, (WIDEST // (columns * seeds * span)) // 8 * 8))
         return cls(
             tile=tile,
+            span=span,
             gap=max(4, tile // 32),
             group=max(20, tile // 7),
             margin=max(40, tile // 4),
@@ -48,16 +54,22 @@ class Look:
             title=34,
         )
 
+    @property
+    def wide(self) -> int:
+        """The width of a cell."""
+        return self.span * self.tile
+
 
 def make_sheets(
     rows: Sequence[dict[str, Any]],
     out: Path,
     *,
     variants: Sequence[str],
-    seeds: Mapping[str, Sequence[int]],
+    seeds: Mapping[Key, Sequence[int]],
     title: str,
     subtitle: str = "",
     notes: dict[str, str] | None = None,
+    references: Mapping[Key, Callable[[], Any]] | None = None,
 ) -> list[Path]:
     """Draw the sheet of a job into `out`: sheet.png, or sheet-01.png and on when it is long.
 
@@ -65,11 +77,12 @@ def make_sheets(
         rows: results, each with file, variant, prompt, seed and score; missing ones stay empty.
         seeds: those of each prompt; the prompts go down the sheet in this order.
         notes: a line below a variant's name.
+        references: the picture of each prompt that has one.
 
     Returns:
         The files, in order; those of an earlier, longer sheet are removed.
     """
-    cells = {(row["variant"], row["prompt"], row["seed"]): row for row in rows}
+    cells = {(row["variant"], key_of(row), row["seed"]): row for row in rows}
     prompts = list(seeds)
     pages = [prompts[i : i + ROWS_A_PAGE] for i in range(0, len(prompts), ROWS_A_PAGE)]
     old = set(out.glob("sheet.png")) | set(out.glob("sheet-[0-9]*.png"))
@@ -85,6 +98,7 @@ def make_sheets(
             title,
             "   ".join(part for part in (subtitle, of) if part),
             notes or {},
+            references or {},
         )
         path = out / ("sheet.png" if len(pages) == 1 else f"sheet-{number:02d}.png")
         replace_file(path, partial(sheet.save, format="PNG"))
@@ -95,21 +109,23 @@ def make_sheets(
 
 
 def draw_sheet(
-    cells: dict[tuple[str, str, int], dict[str, Any]],
+    cells: dict[tuple[str, Key, int], dict[str, Any]],
     images: Path,
     variants: Sequence[str],
-    prompts: Sequence[str],
-    seeds: Mapping[str, Sequence[int]],
+    prompts: Sequence[Key],
+    seeds: Mapping[Key, Sequence[int]],
     title: str,
     subtitle: str,
     notes: dict[str, str],
+    references: Mapping[Key, Callable[[], Any]],
 ) -> Any:
     """One page as a PIL image."""
     from PIL import Image, ImageDraw
 
     most = max(len(seeds[prompt]) for prompt in prompts)
-    look = Look.of(len(variants), most)
-    block = most * look.tile + (most - 1) * look.gap
+    span = 3 if any(row.get("frames") for row in cells.values()) else 1
+    look = Look.of(len(variants), most, span)
+    block = most * look.wide + (most - 1) * look.gap
     width = 2 * look.margin + look.caption + len(variants) * (block + look.group) - look.group
     names = [wrap(name, look.text, block, bold=True) for name in variants]
     notes_wrapped = [wrap(notes.get(name, ""), look.small, block) for name in variants]
@@ -120,8 +136,16 @@ def draw_sheet(
     subtitles = wrap(subtitle, look.small, width - 2 * look.margin)
     top = look.margin + line_height(look.title) + line_height(look.small) * len(subtitles)
     grid = top + look.group + head + look.group
-    captions = [wrap(prompt, look.text, look.caption - look.group) for prompt in prompts]
-    heights = [max(look.tile, line_height(look.text) * len(lines)) for lines in captions]
+    captions = [wrap(prompt, look.text, look.caption - look.group) for prompt, _ in prompts]
+    shown = [
+        _thumbnail(references[prompt](), look.caption // 3) if prompt in references else None
+        for prompt in prompts
+    ]
+    taken = [
+        line_height(look.text) * len(lines) + (small.height + look.gap if small else 0)
+        for lines, small in zip(captions, shown, strict=True)
+    ]
+    heights = [max(look.tile, each) for each in taken]
     height = grid + sum(heights) + look.group * (len(prompts) - 1) + look.margin
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
@@ -143,16 +167,19 @@ def draw_sheet(
             text(draw, (x, y), line, look.small, SOFT)
             y += line_height(look.small)
     y = grid
-    for prompt, lines, tall in zip(prompts, captions, heights, strict=True):
+    rows = zip(prompts, captions, shown, taken, heights, strict=True)
+    for prompt, lines, small, needed, tall in rows:
         rule = y - look.group // 2
         draw.line((look.margin, rule, width - look.margin - 1, rule), fill=LINE, width=2)
-        down = y + (tall - line_height(look.text) * len(lines)) // 2
+        down = y + (tall - needed) // 2
         for line in lines:
             text(draw, (look.margin, down), line, look.text, INK)
             down += line_height(look.text)
+        if small is not None:
+            page.paste(small, (look.margin, down + look.gap))
         for x, variant in zip(left, variants, strict=True):
             for index, seed in enumerate(seeds[prompt]):
-                corner = (x + index * (look.tile + look.gap), y)
+                corner = (x + index * (look.wide + look.gap), y)
                 _tile(page, corner, look, images, cells.get((variant, prompt, seed)))
         y += tall + look.group
     return page
@@ -161,27 +188,35 @@ def draw_sheet(
 def _tile(
     page: Any, corner: tuple[int, int], look: Look, images: Path, row: dict[str, Any] | None
 ) -> None:
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
     draw = ImageDraw.Draw(page)
     x, y = corner
-    box = (x, y, x + look.tile - 1, y + look.tile - 1)
+    box = (x, y, x + look.wide - 1, y + look.tile - 1)
     if row is None:
         draw.rectangle(box, fill="#f4f5f7")
         return
-    with Image.open(images / row["file"]) as picture:
-        whole = picture.convert("RGB")
-    scale = look.tile / max(whole.size)
-    size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
-    small = whole.resize(size, Image.Resampling.LANCZOS)
-    page.paste(small, (x + (look.tile - size[0]) // 2, y + (look.tile - size[1]) // 2))
+    # Of a video that has fewer frames than tiles some tiles stay empty.
+    for number, frame in enumerate(read_media(images / row["file"], ends_and_middle)):
+        small = _thumbnail(frame, look.tile)
+        left = x + number * look.tile + (look.tile - small.width) // 2
+        page.paste(small, (left, y + (look.tile - small.height) // 2))
     draw.rectangle(box, outline=LINE)
     if row.get("score") is not None:
         badge = _badge(bool(row["score"]["right"]), max(18, look.tile // 8))
         edge = max(4, look.tile // 28)
         page.paste(
-            badge, (x + look.tile - badge.width - edge, y + look.tile - badge.height - edge), badge
+            badge, (x + look.wide - badge.width - edge, y + look.tile - badge.height - edge), badge
         )
+
+
+def _thumbnail(picture: Any, side: int) -> Any:
+    """A picture whose longer side has so many pixels."""
+    from PIL import Image
+
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _badge(right: bool, size: int) -> Any:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 from attn_control.errors import AttnControlError
-from attn_control.render.job import Job, Sampler, close
+from attn_control.render.job import Job, Sampler, VideoSpec, close
+from attn_control.render.media import VideoFormat, check_encoder
+from attn_control.render.prompts import Prompt
 from attn_control.render.yamlfile import KeyPath, YamlFile
 
 # What render sets itself, and where the user says it instead.
 OWNED = {
     "prompt": "prompts stand under 'prompts'",
+    "image": "pictures stand beside their prompts, '- {prompt: ..., image: FILE}'",
     "generator": "seeds stand under 'seeds'",
     "latents": "the first noise comes from the seed",
-    "output_type": "pictures are always PNG",
-    "return_dict": "pictures are always PNG",
+    "output_type": "files are written by 'video' and else as PNG",
+    "return_dict": "files are written by 'video' and else as PNG",
     "num_images_per_prompt": "each seed is one picture",
+    "num_videos_per_prompt": "each seed is one video",
     "callback_on_step_end": "a file cannot hold a function",
     "callback_on_step_end_tensor_inputs": "a file cannot hold a function",
 }
@@ -29,24 +34,76 @@ def call_parameters(pipe: Any) -> dict[str, inspect.Parameter]:
     return parameters
 
 
+def makes_video(pipe: Any) -> bool:
+    """Whether a call returns `frames`: the module that defines it has such an output class."""
+    from diffusers.utils import BaseOutput
+
+    owner = next(cls for cls in type(pipe).__mro__ if "__call__" in vars(cls))
+    outputs = (
+        each for each in vars(sys.modules[owner.__module__]).values() if isinstance(each, type)
+    )
+    return any(
+        issubclass(each, BaseOutput) and "frames" in getattr(each, "__dataclass_fields__", {})
+        for each in outputs
+    )
+
+
 def check_pipeline(pipe: Any) -> None:
-    """Refuse a pipeline that does not turn a prompt into pictures."""
+    """Refuse a pipeline whose call needs more than a prompt and a picture."""
     parameters = call_parameters(pipe)
-    name = type(pipe).__name__
-    if "num_frames" in parameters:
-        raise AttnControlError(
-            f"{name} makes video; `render` writes pictures so far, use attach() in Python for video"
-        )
     needed = [
         key
         for key, each in parameters.items()
-        if each.default is each.empty and key != "prompt" and each.kind not in (2, 4)
+        if each.default is each.empty and key not in ("prompt", "image") and each.kind not in (2, 4)
     ]
     if "prompt" not in parameters or needed:
         raise AttnControlError(
-            f"{name} is not text-to-image: its call needs {needed or 'no prompt'}, expected "
-            "a prompt alone"
+            f"{type(pipe).__name__} makes no picture or video of a prompt: its call needs "
+            f"{needed or 'no prompt'}, expected a prompt, perhaps with an image"
         )
+
+
+def check_pictures(pipe: Any, prompts: list[Prompt], source: YamlFile) -> None:
+    """Refuse pictures beside prompts that the pipeline does not take, and prompts that lack one."""
+    name, taken = type(pipe).__name__, call_parameters(pipe).get("image")
+    for index, prompt in enumerate(prompts):
+        if prompt.image is not None and taken is None:
+            at: KeyPath = ("prompts",) if prompt.fixed else ("prompts", index, "image")
+            raise source.error(at, f"{name} takes no picture, got {prompt.image.name!r}")
+        if prompt.image is None and taken is not None and taken.default is taken.empty:
+            raise source.error(
+                ("prompts",),
+                f"{name} needs a picture beside each prompt, '- {{prompt: ..., image: FILE}}'; "
+                f"{prompt} has none",
+            )
+
+
+def video_format(
+    pipe: Any, spec: VideoSpec | None, kwargs: dict[str, Any], lossless: bool, source: YamlFile
+) -> VideoFormat | None:
+    """How this pipeline's videos are written; None for one that makes pictures.
+
+    lossless: whether `auto` is png. Without `fps` a video runs at the `frame_rate` or `fps` that
+    the pipeline is called with, and at 16 where it knows neither.
+    """
+    if not makes_video(pipe):
+        if spec is not None:
+            raise source.error(
+                ("video",), f"would be ignored: {type(pipe).__name__} makes pictures"
+            )
+        return None
+    spec = spec or VideoSpec()
+    kind = spec.format
+    if kind == "auto":
+        kind = "png" if lossless else "mp4"
+    if kind == "mp4":
+        try:
+            check_encoder()
+        except AttnControlError as error:
+            raise source.error(("video", "format"), str(error)) from None
+    rates = (kwargs.get(key) or default_of(pipe, key) for key in ("frame_rate", "fps"))
+    own = next((float(rate) for rate in rates if isinstance(rate, (int, float))), 16.0)
+    return VideoFormat(kind, own if spec.fps is None else spec.fps)
 
 
 def check_sampler(pipe: Any, sampler: Sampler, source: YamlFile, path: KeyPath) -> None:
@@ -69,6 +126,14 @@ def check_sampler(pipe: Any, sampler: Sampler, source: YamlFile, path: KeyPath) 
             raise source.error(
                 (*path, key), f"{given[key]} is not a multiple of {multiple}, as this model needs"
             )
+    period = frame_period(pipe)
+    if "num_frames" in sampler.model_fields_set and (given["num_frames"] - 1) % period:
+        near = (given["num_frames"] - 1) // period * period + 1
+        raise source.error(
+            (*path, "num_frames"),
+            f"{given['num_frames']} is not 1 more than a multiple of {period}, as this model "
+            f"needs; the next are {near} and {near + period}",
+        )
 
 
 def check_samplers(
@@ -113,9 +178,30 @@ def uses_cfg(pipe: Any, kwargs: dict[str, Any]) -> bool:
 
 def size_multiple(pipe: Any) -> int:
     """What height and width must be multiples of."""
-    factor = getattr(pipe, "vae_scale_factor", None) or 1
+    names = (
+        "vae_scale_factor", "vae_scale_factor_spatial",
+        "vae_spatial_compression_ratio", "vae_spatial_scale_factor",
+    )  # fmt: skip
+    factor = next(filter(None, (getattr(pipe, name, None) for name in names)), 1)
     denoiser = getattr(pipe, "transformer", None)
     patch = getattr(getattr(denoiser, "config", None), "patch_size", None)
-    if hasattr(pipe, "_pack_latents"):
+    if isinstance(patch, (list, tuple)) and patch:
+        patch = patch[-1]  # of (time, height, width)
+    if hasattr(pipe, "_pack_latents") and hasattr(pipe, "vae_scale_factor"):
         patch = 2  # packs two by two latents itself, and would round other sizes down silently
     return int(factor) * (patch if isinstance(patch, int) and patch > 0 else 1)
+
+
+def frame_period(pipe: Any) -> int:
+    """What the number of frames must be 1 more than a multiple of; 1 where it may be any.
+
+    Video autoencoders that keep the first frame and halve time behind it make no other numbers.
+    Pipelines whose own default is another number count differently.
+    """
+    names = (
+        "vae_scale_factor_temporal", "vae_temporal_compression_ratio",
+        "vae_temporal_scale_factor", "temporal_compression_ratio",
+    )  # fmt: skip
+    period = next(filter(None, (getattr(pipe, name, None) for name in names)), 1)
+    own = default_of(pipe, "num_frames")
+    return int(period) if isinstance(own, int) and (own - 1) % int(period) == 0 else 1

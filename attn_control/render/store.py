@@ -2,7 +2,8 @@
 
 A picture is written under a temporary name and then renamed, so that a file with its final name is
 always whole. It carries everything that its line in results.jsonl says; a line that was lost when
-the power went is rebuilt from the picture.
+the power went is rebuilt from the picture. Of a PNG the record is a text chunk, of an MP4 its last
+box, which players pass over.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import errno
 import json
 import os
 import re
+import struct
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from attn_control.errors import AttnControlError
+from attn_control.render.media import Made, VideoFormat, write_mp4, write_png
 
 KEY = "attn_control"
+# ISO/IEC 14496-12: a box of type `uuid` is anyone's own, and begins with the 16 bytes of its name.
+_BOX = uuid.uuid5(uuid.NAMESPACE_URL, "attn-control/render/record").bytes
 
 
 def slug(text: str, length: int) -> str:
@@ -26,19 +32,31 @@ def slug(text: str, length: int) -> str:
     return plain[:length].strip("-") or "x"
 
 
-def file_name(prompt: str, seed: int, variant: str, digest: str) -> str:
+def file_name(prompt: str, seed: int, variant: str, digest: str, suffix: str = "png") -> str:
     """The same settings give the same name; other settings never overwrite it (the digest)."""
-    return f"{slug(prompt, 48)}-s{seed}-{slug(variant, 24)}-{digest[:10]}.png"
+    return f"{slug(prompt, 48)}-s{seed}-{slug(variant, 24)}-{digest[:10]}.{suffix}"
 
 
-def save_picture(image: Any, path: Path, record: dict[str, Any]) -> None:
-    """Write a PNG with its record as metadata, whole or not at all."""
+def save(made: Made, path: Path, record: dict[str, Any], video: VideoFormat | None = None) -> None:
+    """Write a picture or a video with its record inside, whole or not at all."""
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=str)
+    if video is not None and video.format == "mp4":
+        replace_file(path, lambda temporary: _save_mp4(made, temporary, video.fps, text))
+        return
     from PIL import PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
-    info.add_itxt(KEY, json.dumps(record, ensure_ascii=False, allow_nan=False, default=str))
+    info.add_itxt(KEY, text)
     info.add_itxt("parameters", parameters_text(record))
-    replace_file(path, lambda temporary: image.save(temporary, format="PNG", pnginfo=info))
+    fps = None if video is None else video.fps
+    replace_file(path, lambda temporary: write_png(made, temporary, info, fps))
+
+
+def _save_mp4(made: Made, path: Path, fps: float, record: str) -> None:
+    write_mp4(made, path, fps)
+    body = _BOX + record.encode()
+    with open(path, "ab") as file:
+        file.write(struct.pack(">I4s", 8 + len(body), b"uuid") + body)
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
@@ -66,6 +84,7 @@ def parameters_text(record: dict[str, Any]) -> str:
         "CFG scale": sampler.get("guidance_scale"),
         "Seed": settings["seed"],
         "Size": f"{width}x{height}",
+        "Frames": record.get("frames"),
         "Model": settings["model"]["name"],
         "Attention": f'"{controls}"',
         "Version": f"attn-control {record.get('versions', {}).get('attn-control', '')}".strip(),
@@ -83,16 +102,41 @@ def _control_text(control: dict[str, Any]) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The record inside a picture of ours; None where there is none or the file is damaged."""
-    from PIL import Image
-
+    """The record inside a file of ours; None where there is none or the file is damaged."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            record = json.loads(image.text[KEY])  # type: ignore[attr-defined]
-    except (OSError, SyntaxError, ValueError, KeyError, AttributeError):
+        text = _mp4_record(path) if path.suffix == ".mp4" else _png_record(path)
+        record = json.loads(text)
+    except (OSError, EOFError, SyntaxError, ValueError, LookupError, AttributeError, struct.error):
         return None
     return record if isinstance(record, dict) else None
+
+
+def _png_record(path: Path) -> str:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            image.load()
+        return str(image.text[KEY])  # type: ignore[attr-defined]
+
+
+def _mp4_record(path: Path) -> str:
+    """The last box: where it is whole, so is all that was written before it."""
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        at, found = 0, b""
+        while at < end:
+            file.seek(at)
+            size, kind = struct.unpack(">I4s", file.read(8))
+            if size == 1:  # media over 4 GB
+                (size,) = struct.unpack(">Q", file.read(8))
+            if size < 8 or at + size > end:
+                raise ValueError("a box is cut off")
+            if kind == b"uuid" and file.read(16) == _BOX:
+                found = file.read(size - 24)
+            at += size
+    return found.decode()
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:

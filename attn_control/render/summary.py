@@ -6,12 +6,13 @@ witnesses. Differences are paired: same prompt, same seed, same first noise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Hashable, Sequence, Sized
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from attn_control.metrics import Interval, bootstrap_mean, wilson
+from attn_control.render.prompts import Key, key_of
 
 Row = dict[str, Any]
 FEWEST_PROMPTS = 5  # below that no interval is estimated
@@ -55,7 +56,10 @@ def summarise(
 
 
 def share_right(rows: Sequence[Row], verdict: str = "right") -> Interval | None:
-    """How many of the scored pictures are fully right (or ``verdict``), with its interval."""
+    """How many of the scored pictures are fully right (or ``verdict``), with its interval.
+
+    A verdict may itself be a share, such as that of a video's frames: then it is their mean.
+    """
     scored = [row for row in rows if row["score"] is not None]
     if not scored:
         return None
@@ -66,25 +70,25 @@ def share_right(rows: Sequence[Row], verdict: str = "right") -> Interval | None:
 
 def paired(rows: Sequence[Row], baseline: Sequence[Row], verdict: str = "right") -> Interval | None:
     """The difference in a verdict over the pictures that both variants have."""
-    theirs = {(row["prompt"], row["seed"]): row for row in baseline if row["score"] is not None}
+    theirs = {(key_of(row), row["seed"]): row for row in baseline if row["score"] is not None}
     pairs = [
-        (row, theirs[row["prompt"], row["seed"]])
+        (row, theirs[key_of(row), row["seed"]])
         for row in rows
-        if row["score"] is not None and (row["prompt"], row["seed"]) in theirs
+        if row["score"] is not None and (key_of(row), row["seed"]) in theirs
     ]
     if not pairs:
         return None
     ours = [row for row, _ in pairs]
-    differences = [int(a["score"][verdict]) - int(b["score"][verdict]) for a, b in pairs]
+    differences = [float(a["score"][verdict]) - float(b["score"][verdict]) for a, b in pairs]
     return interval_over_prompts(differences, _prompts(ours), least=-1)
 
 
-def _prompts(rows: Sequence[Row]) -> list[str]:
-    return [row["prompt"] for row in rows]
+def _prompts(rows: Sequence[Row]) -> list[Key]:
+    return [key_of(row) for row in rows]
 
 
 def interval_over_prompts(
-    values: Sequence[float], prompts: Sequence[str], *, least: int
+    values: Sequence[float], prompts: Sequence[Hashable], *, least: int
 ) -> Interval:
     """Bootstrap over prompts, and where that would claim certainty, a bound that does not.
 
@@ -179,7 +183,8 @@ def footnote(rows: Sequence[Row]) -> str:
     scored = [row for row in rows if row["score"] is not None]
     if not scored:
         return "These prompts have no scorer: look at the sheet. Seconds are medians."
-    prompts, seeds = {row["prompt"] for row in scored}, {row["seed"] for row in scored}
+    prompts = set(_prompts(scored))
+    seeds = range(max(len({r["seed"] for r in scored if key_of(r) == key}) for key in prompts))
     return (
         f"n = {_count(prompts, 'prompt')} x {_count(seeds, 'seed')} a variant"
         + (", which is small" if len(prompts) < 50 else "")

@@ -54,6 +54,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 KNOWN = tuple(_DEFAULTS)
+_VERDICTS = {
+    "shapes-flux": ("right", "present", "bound", "relation", "background", "texture"),
+    "shapes-wan": ("right", "frames", "direction", "crossing", "background"),
+}
 
 
 def path(name: str) -> Path:
@@ -148,6 +152,12 @@ def load_prompts(name: str) -> list[dict[str, Any]]:
     from attn_control.zoo.prompts import load_prompts as load_fixed
 
     return load_fixed(name)
+
+
+def verdicts(name: str) -> tuple[str, ...]:
+    """The parts of a model's score: true or false each, `frames` a share; `right` comes first."""
+    _check(name)
+    return _VERDICTS.get(name, ("right", "present", "bound", "relation", "background"))
 
 
 def is_scorable(name: str, caption: str) -> bool:

@@ -16,6 +16,8 @@ from attn_control.eval import costs, measure
 from attn_control.eval.command import evaluate, published_page
 from attn_control.eval.power import detectable
 from attn_control.eval.run import plan_of, prepare_suite, run_suite
+from attn_control.render.media import Made
+from attn_control.render.store import read_record, save
 
 
 def chosen(objects=None):
@@ -68,7 +70,7 @@ def test_an_interrupted_suite_goes_on_where_it_ended(painter, suite, tmp_path):
     assert first.interrupted and first.result is None and not first.passed
     painter.stop_at = None
     second = run_suite(suite(), tmp_path / "out")
-    drawn = painter.calls - 2 * (costs.ROUNDS + 1)
+    drawn = painter.calls - 2 * (7 + 1)
     assert drawn == 81 and second.passed  # 80 pictures and the one that was broken off
 
 
@@ -124,9 +126,7 @@ def test_a_picture_changed_on_disk_fails_the_control(painter, suite, tmp_path):
     right = next(r for r in rows if r["variant"] == "plain" and r["score"]["right"])
     path = out / "paint" / "images" / right["file"]
     with Image.open(path) as picture:
-        from attn_control.render.store import read_record, save_picture
-
-        save_picture(Image.new("RGB", picture.size), path, read_record(path))
+        save(Made((Image.new("RGB", picture.size),)), path, read_record(path))
     outcome = run_suite(suite(), out)
     planted = outcome.result["measurements"]["paint"]["planted"]
     assert planted["changed_when_read_back"] == 1 and not outcome.passed
@@ -174,7 +174,7 @@ def test_publishing_writes_the_page_from_the_results(painter, suite, tmp_path):
 
 
 def test_what_a_run_noticed_stands_in_the_result(painter, suite, tmp_path, monkeypatch):
-    monkeypatch.setattr("attn_control.render.run.is_blank", lambda image: True)
+    monkeypatch.setattr("attn_control.render.run.is_blank", lambda made: True)
     out = tmp_path / "out"
     assert "one single colour" in run_suite(suite(), out, spread=5).result["notes"][0]
     assert "**Note:** paint: 10 picture(s)" in (out / "result.md").read_text()

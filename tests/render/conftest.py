@@ -20,3 +20,18 @@ def world(monkeypatch, tmp_path):
 
     pipe.job = write
     return pipe
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory):
+    """A folder with toy versions of shapes-flux and shapes-wan."""
+    from tiny_zoo import export_tiny
+
+    return export_tiny(tmp_path_factory.mktemp("toys"), "shapes-flux", "shapes-wan")
+
+
+@pytest.fixture
+def toy_zoo(toys, monkeypatch):
+    """The zoo has these."""
+    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(toys))
+    return toys

@@ -11,7 +11,7 @@ from attn_control.catalog import preset
 from attn_control.processors import build_control
 from attn_control.render import job_from_text, load_job
 from attn_control.render.command import quickstart_job
-from attn_control.render.prepare import read_prompts
+from attn_control.render.prompts import read_prompts
 
 ROOT = Path(__file__).parents[2]
 FILES = [quickstart_job(), *sorted((ROOT / "examples" / "jobs").glob("*.yaml"))]

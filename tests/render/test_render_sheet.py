@@ -36,7 +36,11 @@ def draw(tmp_path, variants=("one", "two"), prompts=("a", "b"), seeds=(0,), righ
                 colours[variant, prompt, seed] = colour
     rows = rows[: len(rows) - options.get("missing", 0)]
     paths = sheet.make_sheets(
-        rows, tmp_path, variants=variants, seeds=dict.fromkeys(prompts, seeds), title="Title"
+        rows,
+        tmp_path,
+        variants=variants,
+        seeds={(prompt, None): seeds for prompt in prompts},
+        title="Title",
     )
     return paths, colours
 
