@@ -17,6 +17,13 @@ def words(k_block: int) -> int:
     return -(-k_block // 32)
 
 
+def _octets(tiles: Tensor) -> Tensor:
+    """uint8, four a word. The copy has regular strides, which a view of another width needs and
+    ``contiguous()`` does not give to axes of length 0 or 1.
+    """
+    return tiles.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+
+
 def pack(pairs: Tensor) -> Tensor:
     """Bool (..., keys) to int32 (..., words(keys)); keys that fill no word are followed by 0."""
     short = -pairs.shape[-1] % 32
@@ -24,13 +31,14 @@ def pack(pairs: Tensor) -> Tensor:
         pairs = torch.cat([pairs, pairs.new_zeros(*pairs.shape[:-1], short)], -1)
     place = torch.arange(8, dtype=torch.uint8, device=pairs.device)
     octets = pairs.unflatten(-1, (-1, 8)).to(torch.uint8) << place
-    return octets.sum(-1, dtype=torch.uint8).view(torch.int32)
+    packed = octets.sum(-1, dtype=torch.uint8)
+    return packed.clone(memory_format=torch.contiguous_format).view(torch.int32)
 
 
 def unpack(tiles: Tensor, keys: int) -> Tensor:
     """The inverse of `pack`: int32 (..., words) to bool (..., keys)."""
     place = torch.arange(8, dtype=torch.uint8, device=tiles.device)
-    octets = tiles.contiguous().view(torch.uint8).unsqueeze(-1) >> place
+    octets = _octets(tiles).unsqueeze(-1) >> place
     return (octets & 1).bool().flatten(-2)[..., :keys]
 
 
@@ -38,10 +46,7 @@ def popcount(tiles: Tensor) -> Tensor:
     """Pairs that are on, int64 (tiles,)."""
     place = torch.arange(8, device=tiles.device)
     ones = ((torch.arange(256, device=tiles.device)[:, None] >> place) & 1).sum(-1)
-    counted = [
-        ones[chunk.contiguous().view(torch.uint8).flatten(1).long()].sum(-1)
-        for chunk in tiles.split(CHUNK)
-    ]
+    counted = [ones[_octets(chunk).flatten(1).long()].sum(-1) for chunk in tiles.split(CHUNK)]
     return torch.cat(counted) if counted else tiles.new_zeros(0, dtype=torch.int64)
 
 

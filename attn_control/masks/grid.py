@@ -30,10 +30,13 @@ class Grid:
             in raster order, each tile a block; those cut off by the border are shorter. None:
             raster order, as models have it.
         before, after: text tokens before and after, in blocks of their own.
+        split: in raster order, at how many of the leading axes blocks begin anew at each place; 0
+            cuts the whole sequence at one go, 1 frame by frame. None: as many as leave blocks full,
+            or nearly so.
 
     Raises:
         AttnControlError: a size that is not a positive int, more axes than 3, a tile that is
-            larger than a block.
+            larger than a block, a split of tiled order or of the last axis.
     """
 
     shape: tuple[int, ...]
@@ -41,6 +44,7 @@ class Grid:
     tile: tuple[int, ...] | None = None
     before: int = 0
     after: int = 0
+    split: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _sizes("shape", self.shape))
@@ -49,8 +53,12 @@ class Grid:
         _sizes("block", (self.block,))
         for name in ("before", "after"):
             _sizes(name, (getattr(self, name),), least=0)
+        if self.split is not None and self.split not in range(len(self.shape)):
+            raise AttnControlError(f"Grid: split={self.split!r} is not in 0..{len(self.shape) - 1}")
         if self.tile is None:
             return
+        if self.split is not None:
+            raise AttnControlError(f"Grid: split={self.split} has no meaning beside a tile")
         object.__setattr__(self, "tile", _sizes("tile", self.tile))
         if len(self.tile) != len(self.shape):
             raise AttnControlError(f"Grid: tile={self.tile} for a shape of {self.shape}")
@@ -87,8 +95,8 @@ class Grid:
         """
         if self.tile is not None:
             return _merged(self._tile_volumes(), self.block)
-        split = 0
-        for axis in range(1, len(self.shape)):
+        split = self.split or 0
+        for axis in range(1, len(self.shape)) if self.split is None else ():
             inner = math.prod(self.shape[axis:])
             if inner % self.block == 0 or inner >= NEARLY_WHOLE * self.block:
                 split = axis
