@@ -140,8 +140,16 @@ WRONG: dict[str, Callable] = {
 }
 
 
-def measure(count: int = 2000, sizes: tuple[int, ...] = (64, 128, 256), vae: Any = None) -> dict:
-    """{picture kind: [number called right, number scored]}; all (colour, shape) pairs take part."""
+def measure(
+    count: int = 2000,
+    sizes: tuple[int, ...] = (64, 128, 256),
+    vae: Any = None,
+    trip_only: bool = False,
+) -> dict:
+    """{picture kind: [number called right, number scored]}; all (colour, shape) pairs take part.
+
+    trip_only: only what goes through the autoencoder.
+    """
     import cv2
 
     rows: dict[str, list[int]] = {}
@@ -152,7 +160,7 @@ def measure(count: int = 2000, sizes: tuple[int, ...] = (64, 128, 256), vae: Any
         row[1] += 1
 
     scenes = [sample_scene(_SEEDS + i, PAIRS) for i in range(count)]
-    for i, scene in enumerate(scenes):
+    for i, scene in enumerate([] if trip_only else scenes):
         image, rng = draw(scene), np.random.default_rng([_SEEDS, i])
         for side in sizes:
             way = cv2.INTER_AREA if side < SIZE else cv2.INTER_CUBIC
@@ -190,8 +198,8 @@ def command(
 ) -> None:
     """The command line of a scorer's error: measures, prints, and keeps the counts if asked.
 
-    measure: takes `count` and `vae`; count: its default, and what is counted; autoencoder: the
-    diffusers class of the round trip's.
+    measure: takes `count`, `vae` and `trip_only`; count: its default, and what is counted;
+    autoencoder: the diffusers class of the round trip's.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m attn_control.zoo.{module}", description=description
@@ -199,14 +207,17 @@ def command(
     number, things = count
     parser.add_argument("--count", type=int, default=number, help=f"{things} (default {number})")
     parser.add_argument("--vae", type=Path, help="folder of an autoencoder for the round trip")
+    parser.add_argument("--trip-only", action="store_true", help="leave out what needs no --vae")
     parser.add_argument("--json", type=Path, help="also write the counts here")
     args = parser.parse_args(argv)
+    if args.trip_only and not args.vae:
+        parser.error("--trip-only needs --vae")
     vae = None
     if args.vae:
         import diffusers
 
         vae = getattr(diffusers, autoencoder).from_pretrained(args.vae).float().eval()
-    rows = measure(args.count, vae=vae)
+    rows = measure(args.count, vae=vae, trip_only=args.trip_only)
     for kind, (hits, total) in sorted(rows.items()):
         print(f"{kind:45s} called right {hits:5d} of {total:5d}  {100 * hits / total:6.2f} %")
     if args.json:

@@ -66,8 +66,16 @@ WRONG: dict[str, Callable] = {
 }
 
 
-def measure(count: int = 400, sizes: tuple[int, ...] = (64, 128, 256), vae: Any = None) -> dict:
-    """{picture kind: [number called right, number scored]}; all (colour, shape) pairs take part."""
+def measure(
+    count: int = 400,
+    sizes: tuple[int, ...] = (64, 128, 256),
+    vae: Any = None,
+    trip_only: bool = False,
+) -> dict:
+    """{picture kind: [number called right, number scored]}; all (colour, shape) pairs take part.
+
+    trip_only: only what goes through the autoencoder.
+    """
     import cv2
 
     rows: dict[str, list[int]] = {}
@@ -82,7 +90,7 @@ def measure(count: int = 400, sizes: tuple[int, ...] = (64, 128, 256), vae: Any 
         add(kind, score_textured(image, caption, texture if by_reference else None).right)
 
     pairs = [sample_textured(_SEEDS + i, pairs=PAIRS) for i in range(count)]
-    for i, (scene, reference) in enumerate(pairs):
+    for i, (scene, reference) in enumerate([] if trip_only else pairs):
         image, rng = draw(scene), np.random.default_rng([_SEEDS, i])
         texture = reference.objects[0].texture
         for side in sizes:

@@ -108,11 +108,11 @@ WRONG: dict[str, Callable] = {
 }
 
 
-def measure(count: int = 200, vae: Any = None) -> dict[str, list[int]]:
+def measure(count: int = 200, vae: Any = None, trip_only: bool = False) -> dict[str, list[int]]:
     """{video kind: [number called right, number scored]}; all (colour, shape) pairs take part.
 
     Of right videos after the round trip also each part of the score by itself, since the model is
-    held to them apart; of frames, all frames are counted.
+    held to them apart; of frames, all frames are counted. trip_only: only these.
     """
     rows: dict[str, list[int]] = {}
 
@@ -135,9 +135,11 @@ def measure(count: int = 200, vae: Any = None) -> dict[str, list[int]]:
     for i in range(count):
         video, rng = sample_video(_SEEDS + i, PAIRS), np.random.default_rng([_SEEDS, i])
         frames = draw_video(video)
-        add("right", frames, video.caption)
         if vae is not None:
             add_parts("right, after the autoencoder", round_trip(vae, frames), video.caption)
+        if trip_only:
+            continue
+        add("right", frames, video.caption)
         for kind, make in WRONG.items():
             wrong = make(video, rng)
             if wrong is not None:

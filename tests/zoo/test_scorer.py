@@ -194,3 +194,11 @@ def test_the_scorer_measures_its_own_error():
             assert hits >= 0.99 * total, kind
         elif "hexagon" not in kind:  # near enough to a circle to pass now and then; see docs/zoo.md
             assert hits <= 0.02 * total, kind
+
+
+def test_only_the_round_trip_needs_an_autoencoder(capsys):
+    from attn_control.zoo.scorer_error import main
+
+    with pytest.raises(SystemExit):
+        main(["--count", "1", "--trip-only"])
+    assert "--trip-only needs --vae" in capsys.readouterr().err

@@ -216,6 +216,7 @@ def test_the_scorer_measures_its_own_error():
     after = {kind: rows.pop(kind) for kind in list(rows) if "after the autoencoder" in kind}
     for kind, (hits, total) in rows.items():
         assert hits == (0 if kind.startswith("wrong") else total), kind
+    assert measure(2, vae=Backwards(), trip_only=True) == after
     whole, frames, direction, *crossing = after.values()
     assert whole == direction == [0, 2]
     assert frames == [34, 34]  # every frame shows what it should
