@@ -18,9 +18,8 @@ def scores(result: Data | None, name: str, weights: str) -> list[str]:
     if any(each["weights"].get("weights") != weights for each in mine.values()):
         return ["Not yet measured: the published evaluation is of other weights."]
     parts = [
-        f"`attn-control eval {result['suite']}` (suite digest `{result['digest'][:12]}`), on the"
-        " fixed prompts and seeds: shares with 95 %\n"
-        "bootstrap intervals over prompts, differences in points."
+        f"`attn-control eval {result['suite']}`, on the fixed prompts and seeds: shares with 95 %"
+        " bootstrap\nintervals over prompts, differences in points."
     ]
     for each in mine.values():
         parts += _measured(each)

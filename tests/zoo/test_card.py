@@ -152,7 +152,7 @@ def test_what_was_not_measured_is_not_on_the_card(tmp_path):
     shutil.copytree(zoo.path(name), folder)
     weights = card.weights_of(folder)
     result = {
-        "suite": "zoo", "digest": "ab" * 32, "spread": None,
+        "suite": "zoo", "spread": None,
         "bars": [{"job": "one", "variant": "CFG", "verdict": "right", "where": "all",
                   "found": {"mean": 0.5}, "target": 0.6, "outcome": "below"}],
         "measurements": {"one": {
