@@ -41,7 +41,7 @@ from attn_control.kernels.epilogues import cut_mask
 from attn_control.kernels.scores import CHUNK, scale_of
 from attn_control.plan import Part, PlanBuilder
 from attn_control.processors.control import Control
-from attn_control.zoo import evaluate
+from attn_control.zoo.prompts import spread
 
 BAR = 0.6
 
@@ -288,17 +288,18 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     cli = argparse.ArgumentParser(prog="python -m attn_control.eval.mass", description=__doc__)
     cli.add_argument("name", choices=zoo.KNOWN)
-    cli.add_argument("--prompts", type=int, default=4, help="of the fixed ones, spread (default 4)")
+    cli.add_argument("--prompts", type=int, default=4, help="of the fixed ones, spread evenly")
     cli.add_argument("--steps", type=int, help="of the sampler (default: the model's own)")
     cli.add_argument("--at", type=int, nargs="+", help="steps to measure (default: three, spread)")
     cli.add_argument("--json", type=Path, help="also write the whole result here")
     args = cli.parse_args(argv)
-    rows = evaluate.subset(zoo.load_prompts(args.name), args.prompts)
+    alone = [row for row in zoo.load_prompts(args.name) if not row.get("reference")]
+    rows = spread(alone, args.prompts)
     call = zoo.defaults(args.name)
     steps = args.steps or call["num_inference_steps"]
     found = measure_mass(
         zoo.load(args.name), [row["prompt"] for row in rows], steps=steps,
-        seeds=[row["seed"] for row in rows], at=args.at or spread(steps), call=call,
+        seeds=[row["seed"] for row in rows], at=args.at or thirds(steps), call=call,
     )  # fmt: skip
     for row in found["heads"]:
         masses = "  ".join(f"{shape} {100 * mass:5.1f} %" for shape, mass in row["mass"].items())
@@ -308,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def spread(steps: int) -> list[int]:
+def thirds(steps: int) -> list[int]:
     """The middles of a run's three thirds: 4, 12 and 20 of 25 steps."""
     return sorted({steps * third // 6 for third in (1, 3, 5)})
 

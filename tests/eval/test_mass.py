@@ -245,4 +245,4 @@ def test_the_command_line_measures_a_built_in_model(tmp_path, capsys):
     assert len(found["heads"]) == 24
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 25 and said[0].startswith("L0.jointH0") and "of 24 heads" in said[-1]
-    assert mass.spread(25) == [4, 12, 20]
+    assert mass.thirds(25) == [4, 12, 20]
