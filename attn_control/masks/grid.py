@@ -12,6 +12,7 @@ import numpy as np
 
 from attn_control.errors import AttnControlError
 from attn_control.masks.bounds import bounds_of
+from attn_control.masks.say import at_least
 
 NEARLY_WHOLE = 8
 """Blocks that a run of tokens has to fill before a block of its own for its rest, of 8 at worst one
@@ -50,9 +51,8 @@ class Grid:
         object.__setattr__(self, "shape", _sizes("shape", self.shape))
         if len(self.shape) > 3:
             raise AttnControlError(f"Grid: shape={self.shape} has more than 3 axes")
-        _sizes("block", (self.block,))
-        for name in ("before", "after"):
-            _sizes(name, (getattr(self, name),), least=0)
+        for name, least in (("block", 1), ("before", 0), ("after", 0)):
+            at_least("Grid", name, getattr(self, name), least)
         if self.split is not None and self.split not in range(len(self.shape)):
             raise AttnControlError(f"Grid: split={self.split!r} is not in 0..{len(self.shape) - 1}")
         if self.tile is None:
@@ -177,8 +177,8 @@ def _merged(lengths: list[int], block: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _sizes(name: str, sizes: Sequence[int], least: int = 1) -> tuple[int, ...]:
+def _sizes(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
     given = tuple(sizes) if isinstance(sizes, Sequence) else (sizes,)
-    if not given or any(isinstance(n, bool) or not isinstance(n, int) or n < least for n in given):
-        raise AttnControlError(f"Grid: {name}={sizes!r} has to be ints of at least {least}")
+    if not given or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in given):
+        raise AttnControlError(f"Grid: {name}={sizes!r} has to be positive ints")
     return given
