@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from attn_control.kernels.tiles.scratch import Scratch
 from attn_control.masks.block import FIRST_TILE, WHOLE, BlockMask
 
 KEPT_BYTES = 64 << 20
@@ -47,6 +48,13 @@ class Tiles:
         self.kept = 0
         self.patterns: dict[tuple[object, ...], Bias] = {}
 
+    def keep(self, size: int) -> bool:
+        """Whether there is room to keep a bias of so many bytes; it is then taken."""
+        if self.kept + size > KEPT_BYTES:
+            return False
+        self.kept += size
+        return True
+
     def unpack(self, codes: NDArray[np.int32]) -> Tensor:
         """float32 (codes, rows, columns): the bias of each kind of block."""
         rows, columns = self.pool.shape[1], self.keys
@@ -77,21 +85,31 @@ class Bias:
     columns: Tensor | None
     _held: Tensor | None = field(default=None, repr=False)
 
-    @property
-    def tensor(self) -> Tensor:
-        """float32 (rows, columns). Read-only: it may be shared."""
+    def tensor(self, scratch: Scratch) -> Tensor:
+        """float32 (rows, columns): read-only, and until the next call only; it may be shared, or
+        lie in a buffer of the worker's.
+        """
         if self._held is not None:
             return self._held
         kinds, at = np.unique(self.codes, return_inverse=True)
-        blocks = self.tiles.unpack(kinds)[torch.from_numpy(at.reshape(self.codes.shape))]
-        made = blocks.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+        blocks = self.tiles.unpack(kinds)
+        high, wide = self.codes.shape
+        full = (high, blocks.shape[1], wide, blocks.shape[2])
+        made = scratch.get("bias", full, torch.float32)
+        if kinds[-1] <= WHOLE:  # of one value each: spread out, which is quicker than looked up
+            values = blocks[:, 0, 0][torch.from_numpy(at.reshape(high, wide))]
+            made.copy_(values[:, None, :, None].expand(full))
+        else:
+            number = torch.from_numpy(at.reshape(high, wide)).int()
+            for row in range(high):
+                made[row].copy_(blocks[number[row]].transpose(0, 1))
+        made = made.view(full[0] * full[1], full[2] * full[3])
         if self.rows is not None:
             made = made.index_select(0, self.rows)
         if self.columns is not None:
             made = made.index_select(1, self.columns)
-        if self.tiles.kept + made.nbytes <= KEPT_BYTES:
-            self.tiles.kept += made.nbytes
-            self._held = made
+        if self.tiles.keep(made.nbytes):
+            self._held = made = made.clone()
         return made
 
 

@@ -17,8 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-BIG = 1 << 20
-"""Pairs of a bias that is read from memory each time."""
+BIG, HUGE = 1 << 21, 1 << 23
+"""Pairs of a bias that is read from memory each time; and of one that is not to be made at all,
+unless it is of a single row of blocks.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Costs:
 
     rows: (height of a tile, cost of one of its pairs), ascending; the kernel cuts queries into 32,
         from 192 rows on into 64, from 768 on into 256, and a longer cut is a better product.
+    chunk: of each 512 tokens, or part of them, that a row reads: what a round of the kernel takes
+        beside its products.
     few: what a pair costs more where the tile's other side has fewer than 768 tokens (backward).
     bias: of a pair that has an additive bias, more; twice that where the bias fits no cache.
     call: of starting a kernel; gather: of starting a gather; token: of gathering one token.
@@ -34,12 +38,13 @@ class Costs:
     """
 
     rows: tuple[tuple[int, float], ...]
+    chunk: float = 25.0
     few: float = 1.0
-    bias: float = 0.08
+    bias: float = 0.1
     call: float = 7e3
     gather: float = 4e3
-    token: float = 8.0
-    fold: float = 1.5e4
+    token: float = 16.0
+    fold: float = 5e3
     row: float = 10.0
 
     def of(self, height: Array, width: Array, partial: Any, runs: Any) -> Array:
@@ -50,17 +55,20 @@ class Costs:
         big = height * width > BIG
         pair = np.interp(height, at, rate) + self.bias * partial * (1 + big)
         pair = pair * np.where(width < 768, self.few, 1.0)
+        pair = np.where(partial & (height * width > HUGE), 1e3, pair)
         gather = np.where(runs > 1, self.gather + self.token * width, 0.0)
-        return np.where((height > 0) & (width > 0), height * width * pair + self.call + gather, 0.0)
+        row = width * pair + np.ceil(width / 512) * self.chunk
+        return np.where((height > 0) & (width > 0), height * row + self.call + gather, 0.0)
 
 
-_SPLIT = ((16, 1.4), (32, 1.21), (64, 1.14), (128, 1.11), (192, 1.05), (256, 1.035))
-_WIDE = ((767, 1.02), (768, 1.0))
 FORWARD = {
-    "plain": Costs(_SPLIT + _WIDE),
+    "plain": Costs(
+        ((16, 1.4), (32, 1.2), (64, 1.14), (128, 1.1), (192, 1.05), (767, 1.04), (768, 0.96))
+    ),
     # A pair takes a quarter of the time, so that everything around it weighs four times as much.
     "amx": Costs(
         ((32, 1.81), (64, 1.37), (128, 1.2), (256, 1.06), (512, 0.98)),
+        chunk=0.0,
         bias=0.15,
         call=2.5e4,
         gather=1.5e4,
@@ -71,9 +79,12 @@ FORWARD = {
 }
 # Backward runs by tiles of keys (see backward.py); ``few`` then speaks of queries.
 BACKWARD = {
-    "plain": Costs(((32, 1.12), (64, 1.055), (128, 1.01), (256, 1.0)), few=1.03, fold=4e3, row=2.0),
+    "plain": Costs(
+        ((32, 1.12), (64, 1.055), (128, 1.01), (256, 1.0)), chunk=0.0, few=1.03, fold=4e3, row=2.0
+    ),
     "half": Costs(
         ((32, 1.95), (64, 1.76), (128, 1.33), (256, 1.16), (512, 1.04), (1024, 1.0)),
+        chunk=0.0,
         few=1.3,
         fold=4e3,
         row=2.0,

@@ -96,7 +96,7 @@ class Cut:
         common = self.on[level] & self.whole[level]
         width = (common.astype(np.float32) @ self.widths.astype(np.float32)).astype(np.float64)
         runs = (common[:, 1:] & ~common[:, :-1]).sum(1) + common[:, 0]
-        first = self.costs.of(heights, width, np.zeros(len(width)), runs)
+        first = self.costs.of(heights, width, np.zeros(len(width), bool), runs)
         on, whole = self._rest(level)
         rest = self._upward(on, whole, level, [])[-1].cost
         # One fold for each block row at most; taken as so many, which slightly overstates it.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attn_control.kernels.tiles.schedule import Task
+from attn_control.kernels.tiles.scratch import Scratch
 from attn_control.kernels.tiles.softmax import NONE, wide
 from attn_control.kernels.tiles.tokens import Run, Tokens
 
@@ -20,15 +21,16 @@ class Given:
 
     mask: Tensor | None
     dtype: torch.dtype
+    device: torch.device
     turned: bool = False
 
     @property
     def by_head(self) -> bool:
         return self.mask is not None and self.mask.shape[1] != 1
 
-    def bias(self, task: Task, batch: int, head: int) -> Tensor | None:
+    def bias(self, task: Task, batch: int, head: int, scratch: Scratch) -> Tensor | None:
         """Of a task: block mask and model's mask together, broadcastable to (queries, keys)."""
-        listed = None if task.bias is None else task.bias.tensor
+        listed = None if task.bias is None else task.bias.tensor(scratch).to(self.device)
         if self.turned and listed is not None:
             listed = listed.T.contiguous()  # the kernel reads rows of keys
         if self.mask is None:
@@ -38,7 +40,7 @@ class Given:
         piece = self.mask[batch if self.mask.shape[0] > 1 else 0, head if self.by_head else 0]
         piece = _pick(_pick(piece, 0, queries), 1, keys)
         if piece.dtype == torch.bool:
-            piece = torch.zeros(piece.shape, dtype=self.dtype).masked_fill_(~piece, NONE)
+            piece = piece.new_zeros(piece.shape, dtype=self.dtype).masked_fill_(~piece, NONE)
         return piece.to(self.dtype) if listed is None else listed + piece
 
 
@@ -53,8 +55,10 @@ def _pick(mask: Tensor, dim: int, tokens: Run | Tokens) -> Tensor:
     return mask.narrow(dim, tokens.start, len(tokens))
 
 
-def given(mask: Tensor | None, dtype: torch.dtype, turned: bool = False) -> Given:
+def given(mask: Tensor | None, q: Tensor, turned: bool = False) -> Given:
     """Of any mask that is broadcastable to four dimensions; one that is True throughout is none."""
-    if mask is None or (mask.dtype == torch.bool and bool(mask.all())):
-        return Given(None, dtype, turned)
-    return Given(mask.detach()[(None,) * (4 - mask.dim())], wide(dtype), turned)
+    if mask is not None and mask.dtype == torch.bool and bool(mask.all()):
+        mask = None
+    if mask is not None:
+        mask = mask.detach()[(None,) * (4 - mask.dim())]
+    return Given(mask, wide(q.dtype), q.device, turned)

@@ -59,20 +59,18 @@ def gradients(
     def do(unit: Unit, scratch: Scratch) -> None:
         b, kv, part, groups, _ = unit
         for head, group in groups:
-            whole = [x[b, head] for x in (grad, q, out, lse)]
+            whole = [(str(number), x[b, head]) for number, x in enumerate((grad, q, out, lse))]
             for task in group.tasks:
                 rows, across = slice(task.rows.start, task.rows.stop), task.across
                 if not across.total:
                     continue
-                g, queries_, o, mass = (
-                    across.take(x, scratch, str(number))[None] for number, x in enumerate(whole)
-                )
-                bias = masked.bias(task, b, head)
-                keys, values = k[b, kv, rows][None], v[b, kv, rows][None]
-                found = backward(g, queries_, keys, values, o, mass[..., 0], bias, scale)
-                across.add(dq[part, b, head], found[0][0])
-                dk[part, b, kv, rows] += found[1][0]
-                dv[part, b, kv, rows] += found[2][0]
+                g, some, o, mass = (across.take(x, scratch, name)[None, None] for name, x in whole)
+                bias = masked.bias(task, b, head, scratch)
+                keys, values = (x[b : b + 1, kv : kv + 1, rows] for x in (k, v))
+                found = backward(g, some, keys, values, o, mass[..., 0], bias, scale)
+                across.add(dq[part, b, head], found[0][0, 0])
+                dk[part, b, kv, rows] += found[1][0, 0]
+                dv[part, b, kv, rows] += found[2][0, 0]
 
     work(_units(tiles, batch, kv_heads, repeats, parts), lambda unit: unit[-1], do)
     sums = (x[0] if parts == 1 else x.sum(0) for x in (dq, dk, dv))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from torch.autograd.function import once_differentiable
 
 from attn_control.kernels.tiles.given import Given, given
 from attn_control.kernels.tiles.gradients import gradients
-from attn_control.kernels.tiles.schedule import Group, dense, schedule
+from attn_control.kernels.tiles.schedule import Group, Task, dense, schedule
 from attn_control.kernels.tiles.scratch import Scratch
-from attn_control.kernels.tiles.softmax import fold, forward, wide
+from attn_control.kernels.tiles.softmax import NONE, fold, forward, wide
 from attn_control.kernels.tiles.workers import work
 from attn_control.masks.block import BlockMask
 
@@ -57,7 +57,7 @@ class _Attention(torch.autograd.Function):
             plan = dense(k.shape[2], q.shape[2])
         else:
             plan = schedule(ctx.plan, q.dtype, backward=True)
-        masked = given(mask, q.dtype, turned=True)
+        masked = given(mask, q, turned=True)
         found = gradients(grad, grad_lse, q, k, v, out, lse, masked, plan, ctx.scale)
         return *found, None, None, None
 
@@ -75,7 +75,7 @@ def _forward(
         tiles = schedule(plan, q.dtype)
     q = q if q.stride(-1) == 1 else q.contiguous()
     k, v = (x.contiguous() if tiles.gathers or x.stride(-1) != 1 else x for x in (k, v))
-    masked = given(mask, q.dtype)
+    masked = given(mask, q)
     repeats = heads // k.shape[1]
 
     # Heads that share everything share kernel calls, if enough units are left to balance.
@@ -92,20 +92,26 @@ def _forward(
 
     def do(unit: tuple[int, int, Group], scratch: Scratch) -> None:
         b, head, group = unit
-        whose = slice(head, head + stride)
-        kv = slice(head // repeats, head // repeats + stride)
-        attended = (q[b, whose], k[b, kv], v[b, kv])
-        _group(group, *attended, out[b, whose], lse[b, whose], masked, (b, head), scale, scratch)
+        heads, kv = (slice(first, first + stride) for first in (head, head // repeats))
+        whole = Whole(q[b : b + 1, heads], k[b : b + 1, kv], v[b : b + 1, kv])
+        result = out[b : b + 1, heads], lse[b : b + 1, heads]
+        _group(group, whole, *result, masked, (b, head), scale, scratch)
 
     work(units, lambda unit: unit[2].cost, do)
     return out, lse
 
 
+class Whole(NamedTuple):
+    """All tokens of the heads that a group is for: (1, heads, tokens, head_dim)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
 def _group(
     group: Group,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    x: Whole,
     out: Tensor,
     lse: Tensor,
     masked: Given,
@@ -113,35 +119,42 @@ def _group(
     scale: float,
     scratch: Scratch,
 ) -> None:
-    """The tasks of a group, for heads that share it: tensors are (heads, tokens, head_dim)."""
-    begin = group.rows.start
-    if group.folded:
-        rows = slice(begin, group.rows.stop)
-        kept = q[:, rows].shape[:2]
-        total, mass = q.new_empty(q[:, rows].shape, dtype=lse.dtype), lse.new_empty(kept)
-    for number, task in enumerate(group.tasks):
-        rows = slice(task.rows.start, task.rows.stop)
-        bias = masked.bias(task, *at)
-        # A gather is of one head: its keys then are still in the cache when they are used.
-        run = task.across.run
-        step = len(q) if run is not None else 1
-        for head in range(0, len(q), step):
-            some = slice(head, head + step)
-            if run is not None:
-                keys, values = (x[some, run.start : run.stop] for x in (k, v))
-            else:
-                keys, values = (
-                    task.across.take(x[head], scratch, name)[None]
-                    for x, name in ((k, "keys"), (v, "values"))
-                )
-            found, its = forward(q[some, rows], keys, values, bias, scale)
-            if not group.folded:
-                out[some, rows], lse[some, rows] = found, its
-            elif number == 0:
-                total[some], mass[some] = found, its
-            else:
-                here = slice(rows.start - begin, rows.stop - begin)
-                fold(total[some, here], mass[some, here], found, its)
-    if group.folded:
-        rows = slice(begin, group.rows.stop)
-        out[:, rows], lse[:, rows] = total, mass
+    """The tasks of a group, into its rows of out and lse."""
+    rows = slice(group.rows.start, group.rows.stop)
+    first, *others = group.tasks
+    out[:, :, rows], lse[:, :, rows] = _softmax(first, x, masked, at, scale, scratch)
+    if not others:
+        return
+    # What the others find is folded in at once, for all rows: each of these operations is small.
+    kept = (*lse[:, :, rows].shape, x.q.shape[3])
+    more = scratch.get("more", kept, out.dtype, out.device).zero_()
+    more_lse = scratch.get("more lse", kept[:3], lse.dtype, out.device).fill_(NONE)
+    for task in others:
+        here = slice(task.rows.start - rows.start, task.rows.stop - rows.start)
+        found = _softmax(task, x, masked, at, scale, scratch)
+        more[:, :, here], more_lse[:, :, here] = found
+    fold(out[:, :, rows], lse[:, :, rows], more, more_lse)
+
+
+def _softmax(
+    task: Task, x: Whole, masked: Given, at: tuple[int, int], scale: float, scratch: Scratch
+) -> tuple[Tensor, Tensor]:
+    """Output and lse of a task alone."""
+    queries = x.q[:, :, task.rows.start : task.rows.stop]
+    bias = masked.bias(task, *at, scratch)
+    run = task.across.run
+    if run is not None:
+        keys, values = x.k[:, :, run.start : run.stop], x.v[:, :, run.start : run.stop]
+        return forward(queries, keys, values, bias, scale)
+    # A gather is of one head: its keys then are still in the cache when they are used.
+    found = []
+    for head in range(queries.shape[1]):
+        keys, values = (
+            task.across.take(whole[0, head], scratch, name)[None, None]
+            for whole, name in ((x.k, "keys"), (x.v, "values"))
+        )
+        found.append(forward(queries[:, head : head + 1], keys, values, bias, scale))
+    if len(found) == 1:
+        return found[0]
+    outs, masses = zip(*found, strict=True)
+    return torch.cat(outs, 1), torch.cat(masses, 1)

@@ -30,15 +30,12 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Tasks over one run of rows, done by one worker in this order.
-
-    folded: the first task has all rows, and what the others find is folded into its result;
-        otherwise each task has rows of its own.
+    """Tasks over one run of rows, done by one worker: the first has all of these rows; the others
+    have some each, none twice, and what they find is folded into its result.
     """
 
     rows: Run
     tasks: tuple[Task, ...]
-    folded: bool
     cost: float
 
     @property
@@ -104,7 +101,7 @@ def dense(rows: int, across: int) -> Schedule:
     groups = []
     for start in range(0, rows, tall):
         run = Run(start, min(start + tall, rows))
-        groups.append(Group(run, (Task(run, every, None),), False, float(len(run) * across)))
+        groups.append(Group(run, (Task(run, every, None),), float(len(run) * across)))
     return Schedule(((tuple(groups),),), rows, across)
 
 
@@ -161,11 +158,11 @@ class _Maker:
         codes = self.table[tile.first : tile.last]
         run = self._run(tile)
         if tile.rest is None:
-            return Group(run, (self._task(run, codes),), False, tile.cost)
+            return Group(run, (self._task(run, codes),), tile.cost)
         shared = (codes == WHOLE).all(0)
         first = self._task(run, np.where(shared, codes, OFF))
         others = self._others(tile.rest, np.where(shared, OFF, codes), tile.first)
-        return Group(run, (first, *others), True, tile.cost)
+        return Group(run, (first, *others), tile.cost)
 
     def _others(self, rest: Sequence[Tile], codes: NDArray[np.int32], first: int) -> list[Task]:
         tasks = []

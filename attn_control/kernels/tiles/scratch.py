@@ -7,17 +7,26 @@ from math import prod
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
+
 
 class Scratch:
     """Named buffers, each as large as the largest that was asked for."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
-    def get(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def get(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device = CPU,
+    ) -> Tensor:
         """A buffer of this shape; what it holds is left over from before."""
         size = prod(shape)
-        held = self._held.get((name, dtype))
+        held = self._held.get((name, dtype, device))
         if held is None or len(held) < size:
-            held = self._held[name, dtype] = torch.empty(size, dtype=dtype)
+            held = torch.empty(size, dtype=dtype, device=device)
+            self._held[name, dtype, device] = held
         return held[:size].view(shape)

@@ -1,7 +1,7 @@
 """One tile's softmax and its gradients: by torch's CPU flash kernel, elsewhere written out.
 
-Tensors are (heads, rows, head_dim) and (heads, keys, head_dim). lse is float32, or float64 for
-float64 inputs; a row without any key has 0 as its output, -inf as its lse, and no gradient.
+Tensors are (1, heads, rows, head_dim) and (1, heads, keys, head_dim). lse is float32, or float64
+for float64 inputs; a row without any key has 0 as its output, -inf as its lse, and no gradient.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output and lse. bias: additive, broadcastable to (rows, keys)."""
-    if not k.shape[1]:
-        return torch.zeros_like(q), q.new_full(q.shape[:2], NONE, dtype=wide(q.dtype))
+    if not k.shape[2]:
+        return torch.zeros_like(q), q.new_full(q.shape[:3], NONE, dtype=wide(q.dtype))
     if q.device.type != "cpu":
         return _forward(q, k, v, bias, scale)
-    out, lse = _flash(q[None], k[None], v[None], attn_mask=_four(bias, q, k), scale=scale)
-    out, lse = out[0], lse[0]
-    if bias is not None:
-        # The kernel gives 0 as the lse of a row without keys (older ones nan), which other rows may
-        # have too: only where it is seen are the biases looked at.
-        odd = (lse == 0) | ~lse.isfinite()
-        if odd.any():
-            empty = (bias.amax(-1) == NONE).expand(lse.shape[1]) & odd
-            lse = lse.masked_fill(empty, NONE)
-            out = out.masked_fill(empty[..., None], 0)
+    if bias is None:
+        return _flash(q, k, v, scale=scale)
+    out, lse = _flash(q, k, v, attn_mask=_four(bias, q, k), scale=scale)
+    # The kernel gives 0 as the lse of a row without keys, which other rows may have too: only where
+    # it is seen is the bias looked at.
+    if not lse.all():
+        empty = (bias.amax(-1) == NONE).expand_as(lse)
+        lse = lse.masked_fill(empty, NONE)
+        out = out.masked_fill(empty[..., None], 0)
     return out, lse
 
 
@@ -57,25 +56,24 @@ def backward(
     """
     if q.device.type != "cpu":
         return _backward(grad, q, k, v, out, lse, bias, scale)
-    four = (x[None] for x in (grad, q, k, v, out, lse))
-    found = _flash_backward(*four, 0.0, False, attn_mask=_four(bias, q, k), scale=scale)
-    return found[0][0], found[1][0], found[2][0]
+    four = _four(bias, q, k)
+    return _flash_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=four, scale=scale)
 
 
 def fold(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
-    """Make (out, lse) those of the softmax over both sets of keys, in place, in the wide type."""
+    """Make (out, lse) those of the softmax over both sets of keys, in place."""
     both = torch.logaddexp(lse, more_lse)
-    safe = both.masked_fill(both == NONE, 0)
-    out.mul_((lse - safe).exp_()[..., None])
-    out.add_(more.to(out.dtype) * (more_lse - safe).exp_()[..., None])
+    share = (more_lse - both.clamp(min=torch.finfo(both.dtype).min)).exp_()  # 0 without any key
+    out.copy_(torch.lerp(out.to(lse.dtype), more.to(lse.dtype), share[..., None]))
     lse.copy_(both)
 
 
 def _four(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     if bias is None:
         return None
-    kept = bias if bias.dtype in (q.dtype, torch.float32) else bias.to(wide(q.dtype))
-    return kept.expand(q.shape[1], k.shape[1])[None, None]
+    if bias.dtype not in (q.dtype, torch.float32):
+        bias = bias.to(wide(q.dtype))
+    return bias.expand(1, 1, q.shape[2], k.shape[2])
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:

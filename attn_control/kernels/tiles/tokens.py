@@ -29,17 +29,18 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Blocks ``index`` (int64) of ``size`` tokens each, of a grid of ``total`` that begins at
-    ``start``.
+    """``count`` blocks of ``size`` tokens each, ``index`` (int64) of a grid of ``total`` that
+    begins at ``start``.
     """
 
     start: int
     size: int
     total: int
+    count: int
     index: Tensor
 
     def __len__(self) -> int:
-        return len(self.index) * self.size
+        return self.count * self.size
 
     def rows(self, x: Tensor) -> Tensor:
         """(tokens, dim), contiguous, as a view with a block a row."""
@@ -54,7 +55,7 @@ class Tokens:
     parts: tuple[Run | Blocks, ...]
     total: int
 
-    @property
+    @cached_property
     def run(self) -> Run | None:
         """The one run that they are, if they are: then nothing has to be copied."""
         part = self.parts[0] if len(self.parts) == 1 else None
@@ -131,7 +132,7 @@ def gather(
         if region[first] >= 0 and len(some) > 1:
             begin, count, number = grid.origin[region[first]]
             index = torch.from_numpy(blocks[some] - number)
-            parts.append(Blocks(int(begin), grid.size, int(count), index))
+            parts.append(Blocks(int(begin), grid.size, int(count), len(some), index))
             continue
         at = first
         for i in some:
