@@ -99,10 +99,12 @@ class Lesson:
         x0 = self.data.targets[at].float()
         # Stratified: one time from each of `batch` equal slices.
         u = (torch.arange(s.batch) + torch.rand(s.batch, generator=g)) / s.batch
+        times = self.scheduler.config.num_train_timesteps
         return {
             "x0": x0,
             "ids": words,
-            "t": ((1 - (1 - u) ** s.lean) * self.scheduler.config.num_train_timesteps).long(),
+            # Leaning, u near 1 rounds to 1: there is no time after the last.
+            "t": ((1 - (1 - u) ** s.lean) * times).long().clamp(max=times - 1),
             "noise": torch.randn(x0.shape, generator=g),
         }
 
