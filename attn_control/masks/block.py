@@ -15,6 +15,8 @@ from attn_control.masks.bounds import bounds_of, check_regions
 
 OFF, WHOLE, FIRST_TILE = 0, 1, 2
 """What an entry of `BlockMask.cells` says; tile n of the pool is FIRST_TILE + n."""
+CHUNK = 1 << 17
+"""Cells looked at at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,15 +143,19 @@ class BlockMask:
         k_regions: Sequence[int],
     ) -> BlockMask:
         """From a table as `cells` returns it, and the pool that it refers to."""
-        on = cells.ne(OFF).flatten(0, 2)  # (rows of blocks, k_blocks)
-        count = on.sum(-1)
+        rows = cells.flatten(0, 2)
+        count = rows.ne(OFF).sum(-1)
         most = max(1, int(count.max()))
-        row, column = on.nonzero(as_tuple=True)  # rows in order, columns ascending
-        slot = torch.arange(len(row), device=on.device) - (count.cumsum(0) - count)[row]
-        index = torch.zeros(len(on), most, dtype=torch.int32, device=on.device)
+        index = torch.zeros(len(rows), most, dtype=torch.int32, device=rows.device)
         tile = torch.full_like(index, -1)
-        index[row, slot] = column.int()
-        tile[row, slot] = cells.flatten(0, 2)[row, column] - FIRST_TILE
+        few = max(1, CHUNK // rows.shape[1])  # rows at once: their places are int64
+        for part, kept, into, tiles in zip(
+            *(x.split(few) for x in (rows, count, index, tile)), strict=True
+        ):
+            row, column = part.nonzero(as_tuple=True)  # rows in order, columns ascending
+            slot = torch.arange(len(row), device=rows.device) - (kept.cumsum(0) - kept)[row]
+            into[row, slot] = column.int()
+            tiles[row, slot] = part[row, column] - FIRST_TILE
         shape = cells.shape[:3]
         if pool is None:
             pool = index.new_zeros(0, q_block, bits.words(k_block))

@@ -78,13 +78,12 @@ def _joined(grid: Grid, keys: Grid, found: list[Along]) -> tuple[np.ndarray, np.
     off = np.zeros(number.shape, bool)
     partial = np.zeros_like(off)
     for axis, size in zip(found, sizes[2:], strict=True):
-        codes = axis.codes[axis.q][:, axis.k]
+        codes = axis.codes[axis.q[:, None], axis.k]
         off |= codes == OFF
         partial |= codes >= FIRST_TILE
         number *= size
         number += codes
     partial &= ~off
-    cells = np.where(off, OFF, WHOLE).astype(np.int32)
     occurring = number[partial]
     if total <= DIRECT:
         flags = np.zeros(int(total), bool)
@@ -93,6 +92,7 @@ def _joined(grid: Grid, keys: Grid, found: list[Along]) -> tuple[np.ndarray, np.
         rank = (np.cumsum(flags, dtype=np.int32) - 1)[occurring]
     else:
         distinct, rank = np.unique(occurring, return_inverse=True)
+    cells = (~off).astype(np.int32)  # OFF is 0, WHOLE is 1
     cells[partial] = FIRST_TILE + rank
     parts = np.unravel_index(distinct, sizes)
     row = np.arange(grid.block) < q_lengths[parts[0]][:, None]

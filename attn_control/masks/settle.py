@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attn_control.masks import bits
-from attn_control.masks.block import FIRST_TILE, OFF, WHOLE, BlockMask
+from attn_control.masks.block import CHUNK, FIRST_TILE, OFF, WHOLE, BlockMask
 from attn_control.masks.bounds import bounds_of
 
 
@@ -32,22 +32,26 @@ def settle(
     grid = dict(q_block=q_block, k_block=k_block, q_regions=q_regions, k_regions=k_regions)
     if not len(tiles):
         return BlockMask.from_cells(cells, **grid)  # type: ignore[arg-type]
-    flat = cells.view(-1)
-    place = (flat >= FIRST_TILE).nonzero().squeeze(-1)
-    number = flat[place].long() - FIRST_TILE
-    lengths = [
+    rows, columns = (
         torch.tensor(bounds_of(regions, block), device=cells.device).diff()
         for regions, block in ((q_regions, q_block), (k_regions, k_block))
-    ]
-    most = (lengths[0][:, None] * lengths[1]).view(-1)[place % (cells.shape[-2] * cells.shape[-1])]
-    inside = bits.popcount(tiles)[number]
-    code = torch.full_like(number, FIRST_TILE)
-    code[inside == 0] = OFF
-    code[inside == most] = WHOLE
-    kept = code == FIRST_TILE
+    )
+    inside = bits.popcount(tiles)
     used = torch.zeros(len(tiles), dtype=torch.bool, device=cells.device)
-    used[number[kept]] = True
+    lines = cells.view(-1, len(columns))  # one a head and query block
+    few = max(1, CHUNK // len(columns))
+    for start in range(0, len(lines), few):
+        part = lines[start : start + few]
+        line, column = (part >= FIRST_TILE).nonzero(as_tuple=True)
+        number = part[line, column].long() - FIRST_TILE
+        most = rows[(start + line) % len(rows)] * columns[column]
+        empty, full = inside[number] == 0, inside[number] == most
+        part[line[empty], column[empty]] = OFF
+        part[line[full], column[full]] = WHOLE
+        used[number[~empty & ~full]] = True
     pool, renumbered = bits.deduplicate(tiles[used])
-    code[kept] += renumbered[used.cumsum(0)[number[kept]] - 1]
-    flat[place] = code.int()
+    code = torch.arange(len(tiles) + FIRST_TILE, dtype=torch.int32, device=cells.device)
+    code[FIRST_TILE:][used] = (renumbered + FIRST_TILE).int()
+    for part in lines.split(few):
+        part.copy_(code[part.long()])
     return BlockMask.from_cells(cells, pool, **grid)  # type: ignore[arg-type]
