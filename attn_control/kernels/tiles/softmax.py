@@ -71,9 +71,8 @@ def fold(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
 def _four(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     if bias is None:
         return None
-    if bias.dtype not in (q.dtype, torch.float32):
-        bias = bias.to(wide(q.dtype))
-    return bias.expand(1, 1, q.shape[2], k.shape[2])
+    # float32 for all but float64, whose kernel would read it as float64 without a word.
+    return bias.to(wide(q.dtype)).expand(1, 1, q.shape[2], k.shape[2])
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:

@@ -1,0 +1,147 @@
+"""The tiles that a mask is cut into: every pair once, whatever is merged or shared."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from attend_oracle import blocks_of, case
+
+from attn_control.kernels import explain
+from attn_control.kernels.tiles.schedule import dense, schedule
+from attn_control.kernels.tiles.scratch import Scratch
+
+REGIONS = {
+    "one": {},
+    "text": {"q_regions": (64, 5, 40), "k_regions": (5, 64, 40)},
+    "long": {"q_regions": (1500,), "k_regions": (700,), "density": 0.9, "block": (64, 32)},
+    "sparse": {"q_regions": (500,), "k_regions": (1500,), "density": 0.2},
+    "by batch row": {"batch": 2, "shared": (False, False), "heads": 3},
+}
+
+
+def pairs(tiles, batch, head):
+    """How often each pair is attended to by the tasks of a batch row and head."""
+    found = torch.zeros(tiles.rows, tiles.across, dtype=torch.int32)
+    scratch = Scratch()
+    for group in tiles.of(batch, head):
+        for task in group.tasks:
+            once = torch.ones(len(task.rows), task.across.total, dtype=torch.int32)
+            if task.bias is not None:
+                bias = task.bias.tensor(scratch)
+                assert bias.shape == once.shape
+                assert ((bias == 0) | (bias == float("-inf"))).all()
+                once = (bias == 0).int()
+            rows = torch.arange(task.rows.start, task.rows.stop)
+            found[rows[:, None], task.across.index] += once
+    return found
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", REGIONS)
+def test_every_allowed_pair_is_in_one_task(name, dtype, backward):
+    x = case(1, **REGIONS[name])
+    tiles = schedule(x.plan, dtype, backward)
+    for b, h in torch.cartesian_prod(*map(torch.arange, x.dense.shape[:2])).tolist():
+        truth = x.dense[b, h].T if backward else x.dense[b, h]
+        assert torch.equal(pairs(tiles, b, h), truth.int())
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_groups_hold_every_query_once_so_that_workers_never_meet(name):
+    x = case(2, **REGIONS[name])
+    tiles = schedule(x.plan, torch.float32)
+    for groups in (groups for heads in tiles.lists for groups in heads):
+        starts = [group.rows.start for group in groups]
+        assert starts == [0, *(group.rows.stop for group in groups)][:-1]
+        assert groups[-1].rows.stop == tiles.rows
+        for group in groups:
+            first, *others = group.tasks
+            assert first.rows == group.rows
+            spans = [(task.rows.start, task.rows.stop) for task in others]
+            assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_what_tokens_take_is_what_they_add_back():
+    x = case(3, q_regions=(500,), k_regions=(33, 1500, 70), density=0.3)
+    tiles = schedule(x.plan, torch.float32)
+    values = torch.randn(1603, 4)
+    kinds = set()
+    for group in tiles.all:
+        for across in (task.across for task in group.tasks):
+            kinds.add(tuple(sorted({type(part).__name__ for part in across.parts})))
+            taken = across.take(values, Scratch(), "x")
+            assert torch.equal(taken, values[across.index])
+            into = torch.zeros(1603, 4)
+            across.add(into, taken)
+            assert torch.equal(into[across.index], taken)
+            assert into.count_nonzero() == taken.count_nonzero()
+    assert ("Blocks",) in kinds and ("Blocks", "Run") in kinds
+
+
+def test_columns_that_no_row_reads_are_not_read_at_a_blocks_edge():
+    allowed = torch.zeros(1, 1, 64, 128, dtype=torch.bool)
+    allowed[..., :75] = True  # a text of 75 tokens in blocks of 32
+    allowed[..., 10, 60:75] = False
+    (group,) = schedule(blocks_of(allowed, 32, 32), torch.float32).of(0, 0)
+    assert [task.across.total for task in group.tasks] in ([75], [32, 43], [64, 11])
+
+
+def test_rows_that_read_the_same_share_a_tile():
+    same = torch.ones(1, 1, 1024, 512, dtype=torch.bool)
+    same[..., 128:256] = False
+    tiles = schedule(blocks_of(same, 128, 128), torch.float32)
+    assert len(tiles.all) == 1 and tiles.computed == 0.75
+    apart = torch.zeros(1, 1, 1024, 4096, dtype=torch.bool)
+    for row in range(8):
+        apart[:, :, row * 128 : (row + 1) * 128, row * 512 : (row + 1) * 512] = True
+    assert len(schedule(blocks_of(apart, 128, 128), torch.float32).all) == 8
+
+
+def test_shared_biases_are_made_once_and_only_so_many_are_kept(monkeypatch):
+    band = (torch.arange(2048)[:, None] - torch.arange(2048)).abs() <= 256
+    plan = blocks_of(band[None, None], 128, 128)
+    tiles = schedule(plan, torch.float32)
+    biases = [t.bias for g in tiles.all for t in g.tasks if t.bias is not None]
+    assert len({id(bias) for bias in biases}) < len(biases)
+    scratch = Scratch()
+    first = biases[0].tensor(scratch)
+    assert biases[0].tensor(scratch) is first
+    monkeypatch.setattr("attn_control.kernels.tiles.bias.KEPT_BYTES", 0)
+    anew = schedule(blocks_of(band[None, None], 128, 128), torch.float32)
+    bias = next(t.bias for g in anew.all for t in g.tasks if t.bias is not None)
+    assert torch.equal(bias.tensor(scratch), first) and bias.tensor(scratch) is not first
+
+
+def test_a_schedule_is_kept_as_long_as_its_mask():
+    plan = case(0).plan
+    tiles = schedule(plan, torch.float32)
+    assert schedule(plan, torch.float32) is tiles
+    assert schedule(plan, torch.float32, backward=True) is not tiles
+    gone = weakref.ref(tiles)
+    del plan, tiles
+    gc.collect()
+    assert gone() is None
+
+
+def test_explain_tells_what_runs():
+    x = case(5, q_regions=(1024,), k_regions=(1024,), block=(128, 128), density=0.3)
+    choice = explain(x.q, x.k, x.plan)
+    assert choice.impl == "torch" and choice.computed == pytest.approx(choice.visited, abs=0.05)
+    assert choice.predicted < 0.6 and "predicted" in choice.reason
+    assert explain(x.q, x.k).impl == "dense"
+    full = blocks_of(torch.ones(1, 1, 1024, 1024, dtype=torch.bool), 128, 128)
+    assert explain(x.q, x.k, full).impl == "dense"
+    crumbs = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)) < 0.9
+    crumbs = crumbs.repeat_interleave(16, 2).repeat_interleave(16, 3)
+    choice = explain(x.q, x.k, blocks_of(crumbs, 16, 16))  # no kernel gains on such blocks
+    assert choice.computed > 0.99 and "costs more than it saves" in choice.reason
+
+
+def test_attention_without_a_mask_is_one_schedule_of_everything():
+    tiles = dense(1500, 70)
+    assert torch.equal(pairs(tiles, 0, 0), torch.ones(1500, 70, dtype=torch.int32))
+    assert pairs(dense(3, 0), 0, 0).shape == (3, 0)
