@@ -147,13 +147,15 @@ def _is_floating(value: Any) -> bool:
 
 
 def noise_levels(scheduler: Any, values: list[float]) -> list[float] | None:
+    """The sigma of each timestep, infinite where no picture is left in it; None if unknown."""
     sigmas = getattr(scheduler, "sigmas", None)
     if isinstance(sigmas, torch.Tensor) and sigmas.numel() >= len(values):
         return [float(s) for s in sigmas.flatten()[: len(values)]]
     products = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(products, torch.Tensor):
         alphas = [float(products[min(int(t), len(products) - 1)]) for t in values]
-        return [math.sqrt((1 - a) / a) for a in alphas]
+        # Under zero terminal SNR the first step starts from noise alone.
+        return [math.sqrt((1 - a) / a) if a > 0 else math.inf for a in alphas]
     return None
 
 

@@ -122,6 +122,18 @@ def test_sigma_windows_use_the_noise_level_of_each_evaluation(name):
     assert list(session.report().controls[0].steps.values()) == [due]
 
 
+def test_under_zero_terminal_snr_the_first_step_is_above_every_sigma():
+    pipe, call = _make("DDIM")
+    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **options)
+    assert pipe.scheduler.alphas_cumprod[-1] == 0
+    call["num_inference_steps"] = 4
+    with attach(pipe, HeadGate("L2", window="sigma 1e9-0")) as session:
+        session.preview(4)
+        tiny_pipelines.render(pipe, call)
+    assert list(session.report().controls[0].steps.values()) == [[1, 2, 3]]
+
+
 def test_sigma_window_of_a_flow_model():
     pipe, call = tiny_pipelines.flux()  # sigmas 1, 0.75, 0.5, 0.25
     with attach(pipe, HeadGate("L0", window="sigma 0.8-0.5")) as session:

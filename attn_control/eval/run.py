@@ -76,6 +76,11 @@ def prepare_suite(suite: SuiteFile, out: Path, spread: int | None) -> dict[str, 
         if job.prompts.zoo != model.name:
             problem = f"the prompts of {job.prompts.zoo!r} are not those of {model.name!r}"
             raise source.error(("prompts", "zoo"), problem)
+        mass = suite.suite.measurements[name].mass
+        if mass is not None and job.variants[mass.variant].model_fields_set - {"sampler"}:
+            home = suite.homes[name]
+            at = ("measurements", name, "mass", "variant")
+            raise home.error(at, f"{mass.variant!r} has controls; mass is measured without")
     return found
 
 

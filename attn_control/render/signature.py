@@ -35,17 +35,15 @@ def call_parameters(pipe: Any) -> dict[str, inspect.Parameter]:
 
 
 def makes_video(pipe: Any) -> bool:
-    """Whether a call returns `frames`: the module that defines it has such an output class."""
+    """Whether a call returns `frames`: its class uses an output class that has them."""
     from diffusers.utils import BaseOutput
 
     owner = next(cls for cls in type(pipe).__mro__ if "__call__" in vars(cls))
-    outputs = (
-        each for each in vars(sys.modules[owner.__module__]).values() if isinstance(each, type)
-    )
-    return any(
-        issubclass(each, BaseOutput) and "frames" in getattr(each, "__dataclass_fields__", {})
-        for each in outputs
-    )
+    known = vars(sys.modules[owner.__module__])
+    methods = (inspect.unwrap(each) for each in vars(owner).values() if inspect.isfunction(each))
+    used = (known.get(name) for method in methods for name in method.__code__.co_names)
+    outputs = (each for each in used if isinstance(each, type) and issubclass(each, BaseOutput))
+    return any("frames" in getattr(each, "__dataclass_fields__", {}) for each in outputs)
 
 
 def check_pipeline(pipe: Any) -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from attn_control import zoo
 from attn_control.errors import AttnControlError
-from attn_control.zoo import prompts
+from attn_control.zoo import prompts, references
 from attn_control.zoo.scenes import HELD_OUT, SEEN_PAIRS, parse_caption, sample_scene
+from attn_control.zoo.texture_scorer import reference_texture
 
 # Fixed before the first training step. A change here would make scores incomparable.
 SHA256 = "f0bcbba9f7c6831f90267d634df080d94be62b90dc67eb830bba82a153d37335"
@@ -45,3 +46,40 @@ def test_unknown_names():
         zoo.load_prompts("shapes-sd4")
     with pytest.raises(AttnControlError, match="shapes-sd3"):
         prompts.load_prompts("nothing")
+
+
+def test_a_few_prompts_are_spread_over_all_kinds():
+    rows = zoo.load_prompts("shapes-sd3")
+    few = prompts.spread(rows, 10)
+    assert few == rows[::20] and {r["objects"] for r in few} == {1, 2}
+    assert prompts.spread(rows, 3) == [rows[0], rows[66], rows[133]]
+    assert prompts.spread(rows, None) == prompts.spread(rows, 10_000) == rows
+
+
+def test_traits_are_those_that_the_captions_say():
+    assert prompts.traits("shapes-sd15", zoo.load_prompts("shapes-sd15")[0]) == {
+        "objects": 1, "split": "seen",
+    }  # fmt: skip
+    for row in zoo.load_prompts("shapes-wan"):
+        found = prompts.traits("shapes-wan", row)
+        assert f" moves {found['direction']}" in row["prompt"]
+        how = found["crossing"]
+        assert (how is None) == (row["objects"] == 1) and (
+            how is None or f" {how} a" in row["prompt"]
+        )
+    for row in zoo.load_prompts("shapes-flux"):
+        found = prompts.traits("shapes-flux", row)
+        assert found["reference"] == ("of the reference" in row["prompt"])
+        assert found["reference"] == references.asks_for_reference(row["prompt"])
+        assert found["texture"] == (row["reference"] or {}).get("texture")
+
+
+def test_the_drawn_reference_shows_the_texture_it_is_drawn_for():
+    for row in zoo.load_prompts("shapes-flux")[:100:10]:
+        picture = references.draw_reference(**row["reference"])
+        assert reference_texture(picture) == row["reference"]["texture"]
+
+
+def test_a_pipeline_without_references_says_so():
+    with pytest.raises(AttnControlError, match="object takes no reference pictures"):
+        references.with_references(object())
