@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from attn_control.masks.grid import Grid
     from attn_control.masks.neighborhood import neighborhood_mask
     from attn_control.masks.power_of_two import power_of_two_mask
-    from attn_control.masks.product import product
+    from attn_control.masks.products import product
     from attn_control.masks.radial import radial_block_mask
     from attn_control.masks.sink import sink_mask
     from attn_control.masks.spatial_temporal import (
@@ -35,7 +35,7 @@ _HOMES = {
     "neighborhood_mask": "neighborhood",
     "per_head": "combine",
     "power_of_two_mask": "power_of_two",
-    "product": "product",
+    "product": "products",
     "radial_block_mask": "radial",
     "sink_mask": "sink",
     "spatial_mask": "spatial_temporal",

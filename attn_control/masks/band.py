@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from attn_control.masks import relations
 from attn_control.masks.block import BlockMask
 from attn_control.masks.grid import Grid
-from attn_control.masks.product import product
+from attn_control.masks.products import product
 from attn_control.masks.say import at_least
 
 

@@ -117,9 +117,12 @@ class BlockMask:
         table = torch.zeros(
             self.batch, self.heads, self.q_blocks, self.k_blocks, dtype=torch.int32
         ).to(self.device)
-        # Entries past count point at block 0: added as 0, they change nothing.
-        codes = (self.tile + FIRST_TILE) * self.listed
-        return table.scatter_add_(-1, self.index.long(), codes)
+        few = max(1, CHUNK // self.index.shape[-1])
+        parts = (x.flatten(0, 2).split(few) for x in (table, self.index, self.tile, self.listed))
+        for rows, index, tile, listed in zip(*parts, strict=True):
+            # Entries past count point at block 0: added as 0, they change nothing.
+            rows.scatter_add_(-1, index.long(), (tile + FIRST_TILE) * listed)
+        return table
 
     @property
     def table(self) -> Tensor:

@@ -30,20 +30,28 @@ def _merge(a: BlockMask, b: BlockMask, either: bool) -> BlockMask:
         sizes = getattr(a, what), getattr(b, what)
         if min(sizes) != 1 and sizes[0] != sizes[1]:
             raise AttnControlError(f"BlockMask: {what} {sizes[0]} and {sizes[1]} do not combine")
-    x, y = torch.broadcast_tensors(a.cells(), _shifted(b.cells(), len(a.pool)))
+    return settle(*merge(a.cells(), a.pool, b.cells(), b.pool, either), **grid)
+
+
+def merge(
+    x: Tensor, x_tiles: Tensor, y: Tensor, y_tiles: Tensor, either: bool
+) -> tuple[Tensor, Tensor]:
+    """Cells and tiles of a union, or an intersection, of cells that broadcast; not yet settled."""
+    x, y = torch.broadcast_tensors(x, y)
     # Of a cell that is off and any other, | takes the other and & takes off; whole likewise.
     takes, yields = (WHOLE, OFF) if either else (OFF, WHOLE)
-    cells = torch.where(x == yields, y, x)
+    tiles = torch.cat([x_tiles, y_tiles])
+    cells = torch.where(x == yields, torch.where(y >= FIRST_TILE, y + len(x_tiles), y), x)
     cells[(x == takes) | (y == takes)] = takes
-    both = (x >= FIRST_TILE) & (y >= FIRST_TILE)
-    tiles = torch.cat([a.pool, b.pool])
-    if both.any():
-        span = len(tiles) + FIRST_TILE
-        pairs, number = torch.unique(x[both].long() * span + y[both], return_inverse=True)
-        left, right = tiles[pairs // span - FIRST_TILE], tiles[pairs % span - FIRST_TILE]
-        cells[both] = (number + len(tiles) + FIRST_TILE).int()
+    place = ((x >= FIRST_TILE) & (y >= FIRST_TILE)).nonzero(as_tuple=True)
+    if len(place[0]):
+        span = len(y_tiles)
+        keys = (x[place].long() - FIRST_TILE) * span + y[place] - FIRST_TILE
+        pairs, number = torch.unique(keys, return_inverse=True)
+        left, right = x_tiles[pairs // span], y_tiles[pairs % span]
+        cells[place] = (number + len(tiles) + FIRST_TILE).int()
         tiles = torch.cat([tiles, left | right if either else left & right])
-    return settle(cells, tiles, **grid)
+    return cells, tiles
 
 
 def transpose(mask: BlockMask) -> BlockMask:
@@ -96,16 +104,24 @@ def per_head(masks: Sequence[BlockMask]) -> BlockMask:
     if len(batch) > 1:
         raise AttnControlError(f"per_head: batches {sorted(batch)} do not combine")
     size = batch.pop() if batch else 1
-    cells, before = [], 0
+    most = max(mask.index.shape[-1] for mask in masks)
+    pool, number = bits.deduplicate(torch.cat([mask.pool for mask in masks]))
+    lists, before = [], 0
     for mask in masks:
-        cells.append(_shifted(mask.cells(), before).expand(size, -1, -1, -1))
+        renumbered = number[before : before + len(mask.pool)].int()
         before += len(mask.pool)
-    return settle(torch.cat(cells, 1), torch.cat([mask.pool for mask in masks]), **grid)
+        tile = mask.tile
+        if len(renumbered):
+            tile = torch.where(tile < 0, tile, renumbered[tile.clamp(min=0).long()])
+        wide = [_widened(mask.index, most, 0), _widened(tile, most, -1)]
+        lists.append([x.expand(size, *x.shape[1:]) for x in (mask.count, *wide)])
+    count, index, tile = (torch.cat(parts, 1) for parts in zip(*lists, strict=True))
+    return BlockMask(**grid, count=count, index=index, tile=tile, pool=pool)
 
 
-def _shifted(cells: Tensor, tiles: int) -> Tensor:
-    """For a pool that begins with so many tiles of another mask."""
-    return torch.where(cells >= FIRST_TILE, cells + tiles, cells)
+def _widened(lists: Tensor, most: int, filler: int) -> Tensor:
+    short = most - lists.shape[-1]
+    return torch.cat([lists, lists.new_full((*lists.shape[:-1], short), filler)], -1)
 
 
 def _one_grid(what: str, masks: Sequence[BlockMask]) -> dict:

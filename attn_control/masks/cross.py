@@ -5,14 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
-from operator import or_
 
 from attn_control.errors import AttnControlError
 from attn_control.masks import relations
 from attn_control.masks.block import BlockMask
 from attn_control.masks.grid import Grid
-from attn_control.masks.product import product
+from attn_control.masks.products import union_of_products
 
 
 def cross_mask(
@@ -38,7 +36,7 @@ def cross_mask(
     arms = [
         {a: relations.within(grid.shape[a], 0) for a in axes if a not in given} for given in sets
     ]
-    return reduce(or_, [product(grid, arm) for arm in arms])
+    return union_of_products(grid, arms)
 
 
 def main() -> None:

@@ -119,7 +119,7 @@ class Grid:
 
     def order(self) -> np.ndarray:
         """int64 (length,): for each slot the place of its token in raster order, text included."""
-        spatial = self.before + self._raster()
+        spatial = self.before + self._raster
         text = np.arange(self.length)
         return np.concatenate([text[: self.before], spatial, text[self.length - self.after :]])
 
@@ -133,7 +133,7 @@ class Grid:
         """
         edges = bounds_of(self.runs, self.block)
         slot = np.minimum(edges[:-1, None] + np.arange(self.block), edges[1:, None] - 1)
-        place = self._raster()[slot] if self.tile is not None else slot
+        place = self._raster[slot] if self.tile is not None else slot
         found = np.zeros_like(place)
         for axis in axes:
             inner = math.prod(self.shape[axis + 1 :])
@@ -144,6 +144,7 @@ class Grid:
         """Places along the axes, taken together."""
         return math.prod(self.shape[axis] for axis in axes)
 
+    @cached_property
     def _raster(self) -> np.ndarray:
         """int64 (tokens,): for each slot the place of its token in raster order, without text."""
         place = np.arange(self.tokens)

@@ -13,7 +13,7 @@ from attn_control.errors import AttnControlError
 from attn_control.masks import radial_rules
 from attn_control.masks.block import FIRST_TILE, OFF, WHOLE, BlockMask
 from attn_control.masks.grid import Grid
-from attn_control.masks.product import product
+from attn_control.masks.products import product
 from attn_control.masks.radial_blocks import blocks_of
 from attn_control.masks.radial_rules import Rules, half_widths
 from attn_control.masks.relations import within

@@ -14,7 +14,7 @@ class Relation:
     """Query place x reads key place y if an interval of x holds y, and y is on x's raster.
 
     Attributes:
-        start, stop: int64 (intervals, places of queries): half-open.
+        start, stop: int64 (intervals, places of queries): half-open; may reach past the ends.
         keys: places of keys.
         step: y counts only if ``y % step == phase[x]``.
         phase: int64 (places of queries,).
@@ -29,6 +29,15 @@ class Relation:
     @property
     def queries(self) -> int:
         return self.start.shape[1]
+
+    @property
+    def moves(self) -> bool:
+        """Whether every place reads the same distances: a pair of places is as any other so far
+        apart.
+        """
+        x = np.arange(self.queries)
+        edges = np.concatenate([self.start, self.stop]) - x
+        return self.phase is None and bool((edges == edges[:, :1]).all())
 
     def reads(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """bool, of places that broadcast."""
@@ -53,7 +62,7 @@ def everything(places: int, keys: int | None = None) -> Relation:
 def within(places: int, reach: int) -> Relation:
     """Keys at most ``reach`` away, fewer at the borders."""
     x = np.arange(places)[None]
-    return Relation(np.maximum(x - reach, 0), np.minimum(x + reach + 1, places), places)
+    return Relation(x - reach, x + reach + 1, places)
 
 
 def first(places: int, count: int) -> Relation:
