@@ -9,9 +9,6 @@ from torch import Tensor
 
 from attn_control.errors import AttnControlError
 from attn_control.kernels.choose import explain
-from attn_control.kernels.flex import attend_flex
-from attn_control.kernels.reference import attend_reference
-from attn_control.kernels.tiles import attend_tiles
 from attn_control.masks.block import BlockMask
 
 IMPLS = ("reference", "torch", "flex")
@@ -49,10 +46,10 @@ def attend(
         The output, as q, and the lse, float32 (batch, heads, q_tokens), or None. A query without
         any key has 0 as its output and -inf as its lse, and no gradient goes through it.
 
-        Differentiable in q, k and v, through both. "torch" reads no key outside the blocks that
-        some query of the head may read (nor the never-read edges of its partly kept blocks), so
-        that padding there may hold anything, nan too. Keys that are masked inside a block, or by
-        ``mask``, have weight 0, as in torch's own attention: they have to be finite.
+        Differentiable in q, k and v, through both. With "torch", keys that the plan gives to no
+        query of their head, and queries that it gives no key, may hold anything, nan too, as
+        padding does. Any other key that is masked has weight 0, as in torch's own attention: it
+        has to be finite.
 
     Raises:
         AttnControlError: an argument that does not fit, by name, with what was expected.
@@ -78,9 +75,15 @@ def attend(
     if impl not in IMPLS:
         names = ", ".join(map(repr, ("auto", *IMPLS)))
         raise AttnControlError(f"attend: expected {names} as impl, got {impl!r}")
+    # Imported here: dynamo, which two of them need, takes as long to load as torch itself.
     if impl == "flex":
+        from attn_control.kernels.flex import attend_flex
+
         return attend_flex(q, k, v, plan, mask, float(scale), need_lse)
-    execute = attend_reference if impl == "reference" else attend_tiles
+    if impl == "reference":
+        from attn_control.kernels.reference import attend_reference as execute
+    else:
+        from attn_control.kernels.tiles.run import attend_tiles as execute
     out, lse = execute(q, k, v, plan, mask, float(scale))
     return out, lse if need_lse else None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import flex_attention
 
 from attn_control.errors import AttnControlError
-from attn_control.kernels.tiles import attend_tiles
+from attn_control.kernels.tiles.run import attend_tiles
 from attn_control.masks.block import BlockMask
 
 _KEPT: weakref.WeakKeyDictionary[BlockMask, flex_attention.BlockMask]

@@ -7,9 +7,10 @@ import weakref
 
 import pytest
 import torch
-from attend_oracle import blocks_of, case
+from attend_oracle import blocks_of, case, worst
 
 from attn_control.kernels import explain
+from attn_control.kernels.tiles import softmax
 from attn_control.kernels.tiles.schedule import dense, schedule
 from attn_control.kernels.tiles.scratch import Scratch
 
@@ -82,12 +83,17 @@ def test_what_tokens_take_is_what_they_add_back():
     assert ("Blocks",) in kinds and ("Blocks", "Run") in kinds
 
 
-def test_columns_that_no_row_reads_are_not_read_at_a_blocks_edge():
-    allowed = torch.zeros(1, 1, 64, 128, dtype=torch.bool)
-    allowed[..., :75] = True  # a text of 75 tokens in blocks of 32
-    allowed[..., 10, 60:75] = False
-    (group,) = schedule(blocks_of(allowed, 32, 32), torch.float32).of(0, 0)
-    assert [task.across.total for task in group.tasks] in ([75], [32, 43], [64, 11])
+def test_idle_tokens_are_those_without_a_pair():
+    for name in REGIONS:
+        x = case(4, **REGIONS[name])
+        x.dense[..., -20:] = False
+        plan = blocks_of(
+            x.dense, x.plan.q_block, x.plan.k_block, x.plan.q_regions, x.plan.k_regions
+        )
+        queries, keys = schedule(plan, torch.float32).idle
+        assert torch.equal(queries, ~x.dense.any(-1)) and torch.equal(keys, ~x.dense.any(-2))
+    every = blocks_of(torch.ones(1, 2, 70, 90, dtype=torch.bool), 32, 32)
+    assert schedule(every, torch.float32).idle == (None, None)
 
 
 def test_rows_that_read_the_same_share_a_tile():
@@ -145,3 +151,22 @@ def test_attention_without_a_mask_is_one_schedule_of_everything():
     tiles = dense(1500, 70)
     assert torch.equal(pairs(tiles, 0, 0), torch.ones(1500, 70, dtype=torch.int32))
     assert pairs(dense(3, 0), 0, 0).shape == (3, 0)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_softmax_written_out_for_other_devices_is_the_kernels(biased):
+    g = torch.Generator().manual_seed(0)
+    q, grad = (torch.randn(1, 2, 40, 16, generator=g) for _ in range(2))
+    k, v = (torch.randn(1, 2, 70, 16, generator=g) for _ in range(2))
+    bias = None
+    if biased:
+        bias = torch.where(torch.rand(40, 70, generator=g) < 0.5, 0.0, float("-inf"))
+        bias[5] = float("-inf")
+    out, lse = softmax.forward(q, k, v, bias, 0.3)
+    other, other_lse = softmax._forward(q, k, v, bias, 0.3)
+    assert worst(out, other) <= 1e-6 and worst(lse, other_lse) <= 1e-6
+    assert lse[0, 0, 5].isneginf() == biased
+    finite = lse.masked_fill(lse.isneginf(), 0)
+    kernels = softmax.backward(grad, q, k, v, out, finite, bias, 0.3)
+    written = softmax._backward(grad, q, k, v, out, finite, bias, 0.3)
+    assert all(worst(a, b) <= 2e-6 for a, b in zip(kernels, written, strict=True))

@@ -24,10 +24,7 @@ def _octets() -> Tensor:
 
 
 class Tiles:
-    """A mask's pool, seen from its queries or, ``turned``, from its keys: (tile, row, column).
-
-    low, high: int64 (tiles,), the columns that any row has on lie in [low, high).
-    """
+    """A mask's pool, seen from its queries or, ``turned``, from its keys: (tile, row, column)."""
 
     def __init__(self, mask: BlockMask, turned: bool) -> None:
         self.pool = mask.pool.cpu().contiguous()
@@ -35,16 +32,6 @@ class Tiles:
         if sys.byteorder != "little":  # torch has no build for another
             raise NotImplementedError("bit tiles are read byte by byte, lowest first")
         self._table = _octets()
-        words = self.pool.numpy()
-        self.low = self.high = np.zeros(0, np.int64)
-        if len(words):
-            if turned:
-                used = (words != 0).any(2)
-            else:
-                octets = np.bitwise_or.reduce(words, axis=1).view(np.uint8)
-                used = np.unpackbits(octets, axis=1, bitorder="little")[:, : self.keys] != 0
-            self.low = used.argmax(1).astype(np.int64)
-            self.high = used.shape[1] - used[:, ::-1].argmax(1).astype(np.int64)
         self.kept = 0
         self.patterns: dict[tuple[object, ...], Bias] = {}
 
@@ -117,29 +104,22 @@ def bias_of(
     tiles: Tiles,
     codes: NDArray[np.int32],
     rows: tuple[NDArray[np.int64], int],
-    columns: tuple[NDArray[np.int64], NDArray[np.int64], int],
+    columns: tuple[NDArray[np.int64], int],
 ) -> Bias:
     """The bias of a tile, shared with all tiles that have the same.
 
-    rows: lengths of the row blocks, and of a whole one; columns: first and last (excluded) token
-        within each column block, and the length of a whole one.
+    rows, columns: lengths of the blocks of a side, and of a whole one.
     """
-    (heights, high), (low, stop, wide) = rows, columns
-    key = (codes.shape, codes.tobytes(), heights.tobytes(), low.tobytes(), stop.tobytes())
+    key = (codes.shape, codes.tobytes(), rows[0].tobytes(), columns[0].tobytes())
     found = tiles.patterns.get(key)
     if found is None:
-        there = [
-            _present(np.zeros_like(heights), heights, high),
-            _present(low, stop, wide),
-        ]
-        found = tiles.patterns[key] = Bias(tiles, codes.copy(), *there)
+        found = Bias(tiles, codes.copy(), _present(*rows), _present(*columns))
+        tiles.patterns[key] = found
     return found
 
 
-def _present(start: NDArray[np.int64], stop: NDArray[np.int64], size: int) -> Tensor | None:
+def _present(lengths: NDArray[np.int64], size: int) -> Tensor | None:
     """Places that are there, of blocks laid side by side at ``size`` tokens each; None: all."""
-    if (start == 0).all() and (stop == size).all():
+    if (lengths == size).all():
         return None
-    at = np.arange(size)
-    there = (at >= start[:, None]) & (at < stop[:, None])
-    return torch.from_numpy(np.flatnonzero(there.ravel()))
+    return torch.from_numpy(np.flatnonzero(np.arange(size) < lengths[:, None]))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attn_control.kernels.tiles.given import Given
+from attn_control.kernels.tiles.idle import blank
 from attn_control.kernels.tiles.schedule import Group, Schedule
 from attn_control.kernels.tiles.scratch import Scratch
 from attn_control.kernels.tiles.softmax import NONE, backward, wide
@@ -41,6 +42,8 @@ def gradients(
     grad: of the output; grad_lse: float32 (batch, heads, queries), of the lse, or None; lse: in the
     type that forward sums in; tiles: of keys over queries.
     """
+    queries, keys = tiles.idle
+    q, grad, k, v = blank(q, queries), blank(grad, queries), blank(k, keys), blank(v, keys)
     lse = lse.masked_fill(lse == NONE, 0)[..., None]
     dims = q.shape[-1]
     if grad_lse is not None:

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from attn_control.kernels.tiles.given import Given, given
 from attn_control.kernels.tiles.gradients import gradients
+from attn_control.kernels.tiles.idle import blank
 from attn_control.kernels.tiles.schedule import Group, Task, dense, schedule
 from attn_control.kernels.tiles.scratch import Scratch
 from attn_control.kernels.tiles.softmax import NONE, fold, forward, wide
@@ -73,6 +74,7 @@ def _forward(
         tiles = dense(queries, k.shape[2])
     else:
         tiles = schedule(plan, q.dtype)
+    q, k, v = (blank(x, tiles.idle[side]) for x, side in ((q, 0), (k, 1), (v, 1)))
     q = q if q.stride(-1) == 1 else q.contiguous()
     k, v = (x.contiguous() if tiles.gathers or x.stride(-1) != 1 else x for x in (k, v))
     masked = given(mask, q)

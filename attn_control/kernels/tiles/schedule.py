@@ -11,12 +11,14 @@ from threading import Lock
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from attn_control.kernels.tiles.bias import Bias, Tiles, bias_of
 from attn_control.kernels.tiles.costs import costs
 from attn_control.kernels.tiles.cut import Cut, Tile
+from attn_control.kernels.tiles.idle import idle
 from attn_control.kernels.tiles.tokens import Blocks, Grid, Run, Tokens, gather
-from attn_control.masks.block import FIRST_TILE, OFF, WHOLE, BlockMask
+from attn_control.masks.block import OFF, WHOLE, BlockMask
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +53,14 @@ class Schedule:
     """Groups of each batch row and head; a mask that is shared has them once.
 
     rows, across: tokens of the two sides. Tiles are of queries over keys, or, for backward, of keys
-    over queries.
+        over queries.
+    idle: queries and keys that take no part, see `idle`.
     """
 
     lists: tuple[tuple[Lists, ...], ...]
     rows: int
     across: int
+    idle: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def of(self, batch: int, head: int) -> Lists:
         heads = self.lists[batch if len(self.lists) > 1 else 0]
@@ -142,7 +146,7 @@ def _compile(mask: BlockMask, dtype: torch.dtype, turned: bool) -> Schedule:
             cut = Cut(table != OFF, table == WHOLE, heights, widths, price)
             make = _Maker(table, rows, across, tiles)
             lists[-1].append(tuple(make.group(tile) for tile in cut.tiles()))
-    return Schedule(tuple(map(tuple, lists)), rows.tokens, across.tokens)
+    return Schedule(tuple(map(tuple, lists)), rows.tokens, across.tokens, idle(mask))
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,25 +183,11 @@ class _Maker:
     def _task(self, run: Run, codes: NDArray[np.int32]) -> Task:
         columns = np.flatnonzero((codes != OFF).any(0))
         codes = codes[:, columns]
-        widths = self.across.widths[columns]
-        low, high = np.zeros_like(widths), widths
-        listed = codes >= FIRST_TILE
-        if listed.any():
-            # Columns at a block's edge that no row has on are not read at all: what lies there, be
-            # it padding that was never written, stays out of the result.
-            number = np.where(listed, codes - FIRST_TILE, 0)
-            none, every = codes == OFF, codes == WHOLE
-            low = np.where(listed, self.tiles.low[number], np.where(none, widths, 0)).min(0)
-            high = np.where(listed, self.tiles.high[number], np.where(every, widths, 0)).max(0)
-        across = gather(
-            self.across.bounds[columns] + low,
-            self.across.bounds[columns] + high,
-            columns,
-            self.across,
-        )
+        across = gather(columns, self.across)
         if not (codes != WHOLE).any() or not across.total:
             return Task(run, across, None)
         at = np.searchsorted(self.rows.bounds, run.start)
         heights = self.rows.widths[at : at + len(codes)]
-        bias = bias_of(self.tiles, codes, (heights, self.rows.size), (low, high, self.across.size))
+        widths = self.across.widths[columns]
+        bias = bias_of(self.tiles, codes, (heights, self.rows.size), (widths, self.across.size))
         return Task(run, across, bias)

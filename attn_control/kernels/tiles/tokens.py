@@ -105,40 +105,29 @@ class Tokens:
             done += len(part)
 
 
-def gather(
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
-    blocks: NDArray[np.int64],
-    grid: Grid,
-) -> Tokens:
-    """Tokens [starts[i], stops[i]) of the i-th of ``blocks``, ascending and apart."""
-    keep = stops > starts
-    starts, stops, blocks = starts[keep], stops[keep], blocks[keep]
-    total = int((stops - starts).sum())
-    if not total:
+def gather(blocks: NDArray[np.int64], grid: Grid) -> Tokens:
+    """The tokens of these blocks, whose numbers ascend."""
+    if not len(blocks):
         return Tokens((), 0)
+    starts, stops = grid.bounds[blocks], grid.bounds[blocks + 1]
+    total = int((stops - starts).sum())
     ends = np.flatnonzero(np.append(starts[1:] != stops[:-1], True))
     begins = np.append(0, ends[:-1] + 1)
     if len(ends) <= FEW:
         runs = zip(starts[begins].tolist(), stops[ends].tolist(), strict=True)
         return Tokens(tuple(Run(*run) for run in runs), total)
-    # Stretches of whole blocks of one region are gathered together, all else is copied in runs.
-    whole = (stops - starts) == grid.size
-    region = np.where(whole, grid.region[blocks], -1)
-    cuts = np.flatnonzero(region[1:] != region[:-1]) + 1
+    # Whole blocks of one region are gathered together; the short one at its end is copied.
+    region = grid.region[blocks]
     parts: list[Run | Blocks] = []
-    for some in np.split(np.arange(len(blocks)), cuts):
-        first, last = some[0], some[-1]
-        if region[first] >= 0 and len(some) > 1:
-            begin, count, number = grid.origin[region[first]]
-            index = torch.from_numpy(blocks[some] - number)
-            parts.append(Blocks(int(begin), grid.size, int(count), len(some), index))
-            continue
-        at = first
-        for i in some:
-            if i == last or starts[i + 1] != stops[i]:
-                parts.append(Run(int(starts[at]), int(stops[i])))
-                at = i + 1
+    for number in np.unique(region):
+        begin, count, first = grid.origin[number]
+        own = blocks[region == number] - first
+        whole = own[own < count]
+        if len(whole):
+            index = torch.from_numpy(whole)
+            parts.append(Blocks(begin, grid.size, count, len(whole), index))
+        if len(whole) < len(own):
+            parts.append(Run(begin + count * grid.size, int(grid.bounds[first + own[-1] + 1])))
     return Tokens(tuple(parts), total)
 
 
