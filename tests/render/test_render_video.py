@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -133,6 +135,12 @@ def test_what_a_video_job_cannot_mean_is_refused(toy_zoo, tmp_path, old, new, wo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_whose_weights_are_missing_says_how_to_come_by_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(tmp_path))
+    with pytest.raises(AttnControlError, match="job.yaml:1:.*weights of 'shapes-wan'.*zoo.train"):
+        go(tmp_path)
+
+
 def test_video_is_refused_for_pictures(world, tmp_path):
     from render.fakes import JOB as PICTURES
 
@@ -156,11 +164,11 @@ def test_frames_that_a_pipeline_loses_are_an_error(toy_zoo, tmp_path, monkeypatc
 
     real = WanPipeline.__call__
 
+    @functools.wraps(real)
     def fewer(self, *args, **kwargs):
         out = real(self, *args, **kwargs)
         return type(out)(frames=[out.frames[0][:-1]])
 
-    fewer.__signature__ = __import__("inspect").signature(real)
     monkeypatch.setattr(WanPipeline, "__call__", fewer)
     with pytest.raises(AttnControlError, match="made 4 frames where the sampler asks for 5"):
         go(tmp_path, ONE)
