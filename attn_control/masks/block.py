@@ -19,7 +19,7 @@ CHUNK = 1 << 17
 """Cells looked at at once."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlockMask:
     """Kept blocks, per batch row and head: memory is in blocks, never in tokens squared.
 
@@ -55,6 +55,13 @@ class BlockMask:
             object.__setattr__(self, f"{side}_regions", check_regions("BlockMask", side, *given))
         check.shapes(self)
 
+    def __repr__(self) -> str:
+        return (
+            f"BlockMask({self.batch} x {self.heads} lists of {self.q_len} x {self.k_len} tokens, "
+            f"{self.q_blocks} x {self.k_blocks} blocks of {self.q_block} x {self.k_block}, "
+            f"{len(self.pool)} tiles, {self.device})"
+        )
+
     # ---- what follows from the fields
 
     @property
@@ -87,7 +94,6 @@ class BlockMask:
 
     @property
     def nbytes(self) -> int:
-        """Of all lists and tiles."""
         return sum(t.nbytes for t in (self.count, self.index, self.tile, self.pool))
 
     @cached_property
@@ -103,8 +109,7 @@ class BlockMask:
     @property
     def grid(self) -> dict[str, Any]:
         """Block sizes and regions, as the constructors take them."""
-        names = "q_block", "k_block", "q_regions", "k_regions"
-        return {name: getattr(self, name) for name in names}
+        return {n: getattr(self, n) for n in ("q_block", "k_block", "q_regions", "k_regions")}
 
     @property
     def listed(self) -> Tensor:

@@ -186,6 +186,11 @@ def test_to_dense_refuses_large_masks():
         damaged().to_dense(limit=52 * 52 - 1)
 
 
+def test_shown_in_a_line():
+    shown = "BlockMask(1 x 1 lists of 52 x 52 tokens, 2 x 2 blocks of 32 x 32, 2 tiles, cpu)"
+    assert repr(damaged()) == shown
+
+
 def test_to_another_device_and_back():
     mask = damaged()
     assert mask.to("cpu") is mask
