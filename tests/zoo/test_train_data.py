@@ -77,3 +77,39 @@ def test_the_video_autoencoder_s_latents_are_what_the_pipeline_undoes(tmp_path):
     with torch.no_grad():
         raw = vae.encode(x).latent_dist.mode()
     torch.testing.assert_close(z * std + mean, raw, atol=0.05, rtol=0.05)
+
+
+@torch.no_grad()
+def test_an_inflated_video_autoencoder_treats_every_frame_as_a_single_one():
+    torch.manual_seed(0)
+    vae = video_autoencoder.build(4).eval()
+    x = torch.randn(1, 3, 9, 16, 16).clamp(-1, 1)
+
+    def both(x):
+        z = vae.encode(x).latent_dist.mode()
+        return z, vae.decode(z).sample
+
+    before = both(x)[0]
+    video_autoencoder.inflate(vae)
+    z, y = both(x)
+    assert not torch.allclose(z, before, atol=1e-3)
+    for latent, frame in enumerate(range(0, 9, 2)):  # of each two frames the second
+        one_z, one_y = both(x[:, :, frame : frame + 1])
+        torch.testing.assert_close(z[:, :, latent : latent + 1], one_z, atol=1e-5, rtol=1e-4)
+        for shown in {max(frame - 1, 0), frame}:
+            torch.testing.assert_close(y[:, :, shown : shown + 1], one_y, atol=1e-5, rtol=1e-4)
+
+
+def test_crops_of_videos_show_objects_first_one_frame_then_all():
+    videos = np.full((2, 9, 64, 64, 3), 200, np.uint8)
+    videos[:, :, 40:60, 40:60] = [10, 20, 250]
+    lesson = video_autoencoder.Lesson(videos, 4, width=4, side=32, batches=(6, 2))
+    shapes, shares = [], []
+    for step in range(4):
+        x, shown = lesson.clips(step)
+        shapes.append(tuple(x.shape))
+        blue = (x[:, 2:] > 0.9) & (x[:, :1] < 0)
+        assert torch.equal(blue.float(), shown)
+        shares.append(float(shown.mean()))
+    assert shapes == [(6, 3, 1, 32, 32)] * 2 + [(2, 3, 9, 32, 32)] * 2
+    assert np.mean(shares) > 20 * 20 / 64**2  # more than crops anywhere would show

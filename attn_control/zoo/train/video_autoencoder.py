@@ -1,8 +1,10 @@
 """The autoencoder of shapes-wan: a small AutoencoderKLWan, 4 times down in space, twice in time.
 
-17 frames of 128 px become latents (4, 9, 32, 32). It is trained on crops of 9 frames of 64 px: the
-class works through a video in pieces of one frame, then four at a time, and 9 frames are three of
-them. Only the means of its latents are used; their variance is held small.
+17 frames of 128 px become latents (4, 9, 32, 32). It learns in two parts. First single frames: many
+different ones a step, without which it finds no use for colour. Then crops of all 17 frames, from
+weights that treat every frame as the first part did: its layers look far back in time, and a
+decoder that had seen shorter videos only would drift off later in one. Only the means of its
+latents are used; their variance is held small.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample
 from torch import nn
 from tqdm import tqdm
 
@@ -24,6 +27,7 @@ from attn_control.zoo.train.latents import Source
 STAGES = ("autoencoder", "latents", "denoiser", "export")
 SCENES, WIDTH = 6000, 8  # videos kept as latents; channels at full resolution
 _STD = 0.9  # of the raw latents
+TRIES = 4  # crops of which the one that shows most is taken: most of a video is background
 
 
 def build(width: int = WIDTH) -> AutoencoderKLWan:
@@ -35,17 +39,33 @@ def build(width: int = WIDTH) -> AutoencoderKLWan:
     )  # fmt: skip
 
 
+@torch.no_grad()
+def inflate(vae: AutoencoderKLWan) -> None:
+    """Make every layer treat each frame as it treats a single one: what it takes from frames before
+    is nothing, and of the two frames that become one latent the second counts and is shown twice.
+    """
+    for module in vae.modules():
+        if isinstance(module, WanCausalConv3d) and module.weight.shape[2] > 1:
+            module.weight[:, :, :-1] = 0
+        if isinstance(module, WanResample) and hasattr(module, "time_conv"):
+            weight = module.time_conv.weight
+            one = torch.eye(weight.shape[1]).repeat(len(weight) // weight.shape[1], 1)
+            weight[:, :, -1, 0, 0] = one
+            module.time_conv.bias.zero_()
+
+
 class Lesson:
-    """Crops of videos, there and back through noisy latents."""
+    """Crops of single frames, later of videos, there and back through noisy latents."""
 
     def __init__(
-        self, videos: np.ndarray, steps: int, width: int = WIDTH, batch: int = 4,
-        crop: tuple[int, int] = (9, 64), init: Path | None = None,
+        self, videos: np.ndarray, steps: int, width: int = WIDTH, side: int = 48,
+        batches: tuple[int, int] = (32, 4), init: Path | None = None,
     ):  # fmt: skip
         torch.manual_seed(1)
         self.settings = loop.Settings(steps=steps, peak=2e-3, warmup=50, decay=0.995)
         self.trainee = build(width) if init is None else load_vae(init).train()
-        self.videos, self.batch, self.crop = videos, batch, crop
+        self.videos, self.batches, self.side = videos, batches, side
+        self.singles = steps // 2 if init is None else 0  # steps of single frames
 
     def blocks(self) -> Iterable[nn.Module]:
         """Where Muon works: every kernel inside, not the first and last layers."""
@@ -53,25 +73,40 @@ class Lesson:
         return [net.encoder.down_blocks, net.encoder.mid_block,
                 net.decoder.mid_block, net.decoder.up_blocks]  # fmt: skip
 
-    def clips(self, step: int) -> torch.Tensor:
-        """Crops float (batch, 3, frames, side, side) in [-1, 1]."""
-        g = generator(self.settings.seed, step)
-        (frames, side), (_, all_frames, height, width, _) = self.crop, self.videos.shape
+    def clips(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Crops float (batch, 3, frames, side, side) in [-1, 1], and where they are no background,
+        float (batch, 1, frames, side, side) of 0 and 1.
+        """
+        g, side = generator(self.settings.seed, step), self.side
+        _, all_frames, height, width, _ = self.videos.shape
+        frames, batch = (
+            (1, self.batches[0]) if step < self.singles else (all_frames, self.batches[1])
+        )
 
         def below(count: int) -> int:
             return int(torch.randint(count, (), generator=g))
 
-        rows = []
-        for _ in range(self.batch):
-            t, y, x = (below(n + 1) for n in (all_frames - frames, height - side, width - side))
+        rows, shown = [], []
+        for _ in range(batch):
             video = self.videos[below(len(self.videos))]
-            rows.append(video[t : t + frames, y : y + side, x : x + side])
+            other = (video != video[0, 0, 0]).any(-1)  # a corner is always background
+            tries = []
+            for _ in range(TRIES):
+                t, y, x = (below(n + 1) for n in (all_frames - frames, height - side, width - side))
+                tries.append((slice(t, t + frames), slice(y, y + side), slice(x, x + side)))
+            best = max(tries, key=lambda at: int(other[at].sum()))
+            rows.append(video[best])
+            shown.append(other[best])
         x = torch.from_numpy(np.stack(rows)).permute(0, 4, 1, 2, 3)
-        return x.float() / 127.5 - 1
+        return x.float() / 127.5 - 1, torch.from_numpy(np.stack(shown)).float()[:, None]
 
     def loss(self, step: int) -> tuple[str, torch.Tensor]:
-        """L1 + MSE + edge loss of the round trip; pulls latents to std 0.9, their variance down."""
-        x, g = self.clips(step), generator(self.settings.seed + 1, step)
+        """L1 + MSE + edge loss of the round trip, objects weighing as much as all background; pulls
+        latents to std 0.9, their variance down.
+        """
+        if step == self.singles:
+            inflate(self.trainee)
+        (x, shown), g = self.clips(step), generator(self.settings.seed + 1, step)
         with torch.autocast("cpu", torch.bfloat16):
             latents = self.trainee.encode(x).latent_dist
             z = latents.mean
@@ -79,8 +114,9 @@ class Lesson:
             y = self.trainee.decode(z + strength * torch.randn(z.shape, generator=g)).sample.float()
         z = z.float()
         off = y - x
-        loss = off.abs().mean() + off.square().mean()
-        for axis in (-1, -2, -3):
+        weight = 0.5 + 0.5 * shown / shown.mean().clamp(min=0.02)
+        loss = (weight * (off.abs() + off.square())).mean()
+        for axis in (-1, -2, -3) if x.shape[2] > 1 else (-1, -2):
             loss = loss + 0.5 * off.diff(dim=axis).abs().mean()
         mean, std = z.mean((0, 2, 3, 4)), z.std((0, 2, 3, 4))
         loss = loss + 0.05 * (mean.square().mean() + (std - _STD).square().mean())
