@@ -15,23 +15,24 @@ from attn_control.masks.block import FIRST_TILE, OFF, WHOLE, BlockMask
 from attn_control.masks.bounds import bounds_of, check_regions
 from attn_control.masks.settle import settle
 
-CHUNK = 64
-"""Tiles put together at once: 64 x 128 x 128 gathers."""
+CHUNK = 256
+"""Tiles put together at once."""
+
+Span = tuple[slice, slice]
+"""Where a piece lies in the new block, and where in the old one."""
 
 
 class Cut(NamedTuple):
     """How the new blocks of one side are made of pieces of old ones.
 
-    old: (blocks, pieces) the old block of each piece; a block with fewer pieces repeats its last.
-    kind: (blocks,) number of the block's way of being cut.
-    piece, place: (kinds, tokens a block) which piece a token lies in, and where in the old block;
-        piece is -1 past the end of a short block.
+    old: int64 (blocks, pieces), the old block of each piece; where there are fewer, the last again.
+    kind: int64 (blocks,), number of the way in which a block is cut.
+    spans: for each kind its pieces, in order.
     """
 
     old: Tensor
     kind: Tensor
-    piece: Tensor
-    place: Tensor
+    spans: list[list[Span]]
 
 
 def regrid(
@@ -72,7 +73,7 @@ def regrid(
     mixed = (parts != OFF).any(-1) & (made == OFF)
     place = mixed.nonzero()
     # Blocks alike in every code and both cuts have the same tile.
-    same = q.kind[place[:, 2]] * len(k.piece) + k.kind[place[:, 3]]
+    same = q.kind[place[:, 2]] * len(k.spans) + k.kind[place[:, 3]]
     codes = parts[mixed].long()
     for column in codes.unbind(1):
         same = torch.unique(same * (len(mask.pool) + FIRST_TILE) + column, return_inverse=True)[1]
@@ -81,54 +82,55 @@ def regrid(
     example[same] = torch.arange(len(same), device=mask.device)
     made[mixed] = (same + FIRST_TILE).int()
     rows, columns = q.kind[place[example, 2]], k.kind[place[example, 3]]
-    tiles = [
-        _assemble(mask, codes[example[at]].view(-1, q.old.shape[1], k.old.shape[1]), q, k, r, c)
-        for at, r, c in zip(
-            torch.arange(count, device=mask.device).split(CHUNK),
-            rows.split(CHUNK),
-            columns.split(CHUNK),
-            strict=True,
-        )
-        if len(at)
-    ]
+    tiles = mask.pool.new_zeros(count, q_block, bits.words(k_block))
+    codes = codes[example].view(count, q.old.shape[1], k.old.shape[1])
+    cuts, group = torch.unique(rows * len(k.spans) + columns, return_inverse=True)
+    members = group.argsort().split(torch.bincount(group, minlength=len(cuts)).tolist())
+    for cut, some in zip(cuts.tolist(), members, strict=True):
+        spans = q.spans[cut // len(k.spans)], k.spans[cut % len(k.spans)]
+        for few in some.split(CHUNK):
+            tiles[few] = _assembled(mask, codes[few], *spans, (q_block, k_block))
     return settle(
-        made,
-        torch.cat([mask.pool.new_zeros(0, q_block, bits.words(k_block)), *tiles]),
-        q_block=q_block,
-        k_block=k_block,
-        q_regions=q_regions,
-        k_regions=k_regions,
+        made, tiles, q_block=q_block, k_block=k_block, q_regions=q_regions, k_regions=k_regions
     )
 
 
 def _cut(old: np.ndarray, new: np.ndarray, block: int, device: torch.device) -> Cut:
-    token = np.minimum(new[:-1, None] + np.arange(block), new[1:, None] - 1)
-    home = old.searchsorted(token, side="right") - 1  # the old block of each token
-    piece, place = home - home[:, :1], token - old[home]
-    piece[np.arange(block) >= (new[1:] - new[:-1])[:, None]] = -1
-    pieces = int(piece.max()) + 1
-    blocks = np.minimum(home[:, :1] + np.arange(pieces), home[:, -1:])
-    kinds, kind = np.unique(np.stack([piece, place], 1), axis=0, return_inverse=True)
+    first = old.searchsorted(new[:-1], side="right") - 1
+    last = old.searchsorted(new[1:] - 1, side="right") - 1
+    pieces = int((last - first).max()) + 1
+    blocks = np.minimum(first[:, None] + np.arange(pieces), last[:, None])
+    seen: dict[tuple[tuple[int, int, int], ...], int] = {}
+    kind = []
+    for start, stop, begin, end in zip(new, new[1:], first, last, strict=False):
+        edges = [
+            (max(old[b], start) - start, min(old[b + 1], stop) - start, max(start - old[b], 0))
+            for b in range(begin, end + 1)
+        ]
+        way = tuple((int(a), int(b), int(c)) for a, b, c in edges)
+        kind.append(seen.setdefault(way, len(seen)))
+    spans = [[(slice(a, b), slice(c, c + b - a)) for a, b, c in way] for way in seen]
     return Cut(
-        *(torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in (blocks, kind.reshape(-1))),
-        *(torch.from_numpy(kinds[:, i].astype(np.int64)).to(device) for i in (0, 1)),
+        torch.from_numpy(blocks.astype(np.int64)).to(device),
+        torch.tensor(kind, device=device),
+        spans,
     )
 
 
-def _assemble(
-    mask: BlockMask, codes: Tensor, q: Cut, k: Cut, rows: Tensor, columns: Tensor
+def _assembled(
+    mask: BlockMask, codes: Tensor, rows: list[Span], columns: list[Span], size: tuple[int, int]
 ) -> Tensor:
-    """Tiles of (chunk,) blocks cut as ``rows`` and ``columns`` tell, from pieces that are
-    ``codes`` (chunk, pieces, pieces).
+    """Tiles of blocks that are all cut alike, from pieces that are ``codes`` (blocks, pieces of the
+    rows, pieces of the columns).
     """
-    row_piece, column_piece = q.piece[rows], k.piece[columns]
-    each = torch.arange(len(codes), device=mask.device)[:, None, None]
-    code = codes[each, row_piece.clamp(min=0)[:, :, None], column_piece.clamp(min=0)[:, None, :]]
-    pairs = code == WHOLE
-    if len(mask.pool):
-        column = k.place[columns][:, None, :]
-        tile = (code - FIRST_TILE).clamp(min=0)
-        word = mask.pool[tile, q.place[rows][:, :, None], column // 32]
-        pairs |= (code >= FIRST_TILE) & ((word >> (column % 32)) & 1).bool()
-    pairs &= (row_piece >= 0)[:, :, None] & (column_piece >= 0)[:, None, :]
+    pairs = torch.zeros(len(codes), *size, dtype=torch.bool, device=mask.device)
+    for i, (new_rows, old_rows) in enumerate(rows):
+        for j, (new_columns, old_columns) in enumerate(columns):
+            code = codes[:, i, j]
+            part = pairs[:, new_rows, new_columns]
+            part |= (code == WHOLE)[:, None, None]
+            at = (code >= FIRST_TILE).nonzero().squeeze(-1)
+            if len(at):
+                old = mask.pool[code[at] - FIRST_TILE, old_rows]
+                part[at] = bits.unpack(old, mask.k_block)[:, :, old_columns]
     return bits.pack(pairs)
