@@ -19,9 +19,15 @@ _KEPT: weakref.WeakKeyDictionary[BlockMask, flex_attention.BlockMask]
 _KEPT = weakref.WeakKeyDictionary()
 
 
+SHAPES = 256
+"""Shapes and masks that one process may compile for; dynamo's own limit is 8."""
+
+
 @cache
 def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention.flex_attention, dynamic=False)
+    # fullgraph: past the limit dynamo raises, instead of running eager flex_attention, which makes
+    # the whole tokens-squared matrix.
+    return torch.compile(flex_attention.flex_attention, dynamic=False, fullgraph=True)
 
 
 def attend_flex(
@@ -64,10 +70,12 @@ def attend_flex(
         "scale": scale,
         "enable_gqa": q.shape[1] != k.shape[1],
     }
-    if q.device.type == "cpu":
-        out = _compiled()(q, k, v, **arguments)
-        return out, attend_tiles(q, k, v, plan, mask, scale)[1] if need_lse else None
-    out, lse = _compiled()(q, k, v, **arguments, return_lse=True)
+    on_cpu = q.device.type == "cpu"
+    with torch._dynamo.config.patch(recompile_limit=SHAPES):
+        found = _compiled()(q, k, v, **arguments, return_lse=not on_cpu)
+    if on_cpu:
+        return found, attend_tiles(q, k, v, plan, mask, scale)[1] if need_lse else None
+    out, lse = found
     return out, lse.float()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor
 from attn_control.kernels.tiles.scratch import Scratch
 from attn_control.masks.block import FIRST_TILE, WHOLE, BlockMask
 
-KEPT_BYTES = 64 << 20
-"""Biases that one schedule keeps; those beyond are made anew each time."""
+KEPT_BYTES, STACK_BYTES = 64 << 20, 32 << 20
+"""Biases that one schedule keeps, those beyond are made anew each time; and unpacked tiles."""
 
 
 def _octets() -> Tensor:
@@ -41,6 +42,14 @@ class Tiles:
             return False
         self.kept += size
         return True
+
+    @cached_property
+    def stack(self) -> Tensor | None:
+        """float32 (rows, kinds, columns): of every kind of block, by its code; None: too many."""
+        kinds = FIRST_TILE + len(self.pool)
+        if kinds * self.pool.shape[1] * self.keys * 4 > STACK_BYTES:
+            return None
+        return self.unpack(np.arange(kinds, dtype=np.int32)).transpose(0, 1).contiguous()
 
     def unpack(self, codes: NDArray[np.int32]) -> Tensor:
         """float32 (codes, rows, columns): the bias of each kind of block."""
@@ -78,18 +87,15 @@ class Bias:
         """
         if self._held is not None:
             return self._held
-        kinds, at = np.unique(self.codes, return_inverse=True)
-        blocks = self.tiles.unpack(kinds)
-        high, wide = self.codes.shape
-        full = (high, blocks.shape[1], wide, blocks.shape[2])
+        stack, number = self.tiles.stack, self.codes
+        if stack is None:
+            kinds, at = np.unique(self.codes, return_inverse=True)
+            stack = self.tiles.unpack(kinds).transpose(0, 1).contiguous()
+            number = at.reshape(self.codes.shape).astype(np.int32)
+        full = (number.shape[0], stack.shape[0], number.shape[1], stack.shape[2])
         made = scratch.get("bias", full, torch.float32)
-        if kinds[-1] <= WHOLE:  # of one value each: spread out, which is quicker than looked up
-            values = blocks[:, 0, 0][torch.from_numpy(at.reshape(high, wide))]
-            made.copy_(values[:, None, :, None].expand(full))
-        else:
-            number = torch.from_numpy(at.reshape(high, wide)).int()
-            for row in range(high):
-                made[row].copy_(blocks[number[row]].transpose(0, 1))
+        for row, codes in enumerate(torch.from_numpy(number)):
+            torch.index_select(stack, 1, codes, out=made[row])
         made = made.view(full[0] * full[1], full[2] * full[3])
         if self.rows is not None:
             made = made.index_select(0, self.rows)
