@@ -91,7 +91,7 @@ def natten(places: int, kernel: int, stride: int, dilation: int, causal: bool) -
         leader = np.minimum(begin + stride - 1, length - 1)
         start, last = np.maximum(leader - kernel + 1, 0), place
     else:
-        leader = np.minimum(begin + stride // 2, length - 1)
+        leader = begin + stride // 2  # perhaps past the end, where windows are moved inwards
         start = np.clip(leader - kernel // 2, 0, length - kernel)
         last = start + kernel - 1
     bounds = (group + dilation * start)[None], (group + dilation * last + 1)[None]

@@ -104,6 +104,23 @@ def test_another_grid_has_the_same_pairs(grid, other, seed):
 GRID = dict(q_block=32, k_block=32, q_regions=(50,), k_regions=(50,))
 
 
+def test_halves_make_wholes_and_nothings():
+    """Tiles that become all on, as far as their block goes, are listed as whole; of zeros, not."""
+    half = torch.rand(1, 1, 50, 50, generator=torch.Generator().manual_seed(3)) < 0.5
+    a, b = listed(half, **GRID), listed(~half, **GRID)
+    union, both = (a | b).validate(), a & b
+    assert union.is_fully_block_sparse() and union.density() == 1 and not len(union.pool)
+    assert not both.count.any() and not len(both.pool)
+    # One tile on two blocks: it fills the short one, and the other in part.
+    strip = torch.zeros(1, 1, 32, 50, dtype=torch.bool)
+    strip[..., :18] = strip[..., 32:] = True
+    grid = {**GRID, "q_regions": (32,)}
+    odd = torch.arange(50) % 2 == 0
+    union = listed(strip & odd, **grid) | listed(strip & ~odd, **grid)
+    assert union.tile[0, 0, 0].tolist() == [0, -1]
+    assert torch.equal(union.validate(own=False).to_dense(), strip)
+
+
 def test_a_mask_for_each_head():
     denses = [random_dense(seed, **GRID, heads=seed) for seed in (1, 2, 1)]
     made = per_head([listed(dense, **GRID) for dense in denses])

@@ -16,6 +16,7 @@ from attn_control import AttnControlError
 from attn_control.masks import (
     BlockMask,
     Grid,
+    along,
     band_mask,
     cross_mask,
     frame_band_mask,
@@ -131,7 +132,9 @@ PATTERNS = {
 
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("order", GRIDS)
-def test_patterns_are_what_they_say(name, order):
+@pytest.mark.parametrize("short", [0, along.SHORT])
+def test_patterns_are_what_they_say(name, order, short, monkeypatch):
+    monkeypatch.setattr(along, "SHORT", short)  # 0: as if every axis were a long one
     make, reads, own = PATTERNS[name]
     grid = GRIDS[order]
     at = places(SHAPE, grid.tile)
