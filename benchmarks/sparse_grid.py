@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,10 +86,6 @@ class Cell:
         return MAKERS[self.kind](self)
 
 
-def _nearest(made: Iterable[Callable[[], BlockMask]], density: float) -> Callable[[], BlockMask]:
-    return min(made, key=lambda make: abs(make().density() - density))
-
-
 def _band(cell: Cell) -> Callable[[], BlockMask]:
     """Tokens up to a distance, which cuts through blocks."""
     n, d = cell.tokens, cell.density
@@ -108,18 +104,19 @@ def _block_band(cell: Cell) -> Callable[[], BlockMask]:
 
 
 def _radial(cell: Cell) -> Callable[[], BlockMask] | None:
-    def make(frame: int) -> BlockMask:
-        return radial_block_mask(cell.tokens // frame, frame, target_density=cell.density)
-
+    """Found by its density once; what is built anew in each call is the mask of that table."""
     found = []
     for frame in FRAMES:
         try:
-            mask = make(frame)
+            frames = cell.tokens // frame
+            found.append(radial_block_mask(frames, frame, target_density=cell.density))
         except AttnControlError:  # adjacent frames, and bands no narrower than a block, are denser
             continue
-        if mask.density() > 0.7 * cell.density:
-            found.append(lambda frame=frame: make(frame))
-    return _nearest(found, cell.density) if found else None
+    best = max(found, key=BlockMask.density, default=None)
+    if best is None or best.density() < 0.7 * cell.density:
+        return None
+    regions, table = best.q_regions, best.table
+    return lambda: BlockMask.from_table(table, block_size=BLOCK, q_regions=regions)
 
 
 def _neighbourhood(cell: Cell) -> Callable[[], BlockMask]:
