@@ -23,7 +23,7 @@ def blocks_of(
     are on for more than a third of a block of queries. As published, a frame that begins inside a
     block loses what is beyond ``ceil(tokens / block)`` blocks from there, and a third is of a whole
     block even where few of its queries are of the frame; so tokens near the borders of frames miss
-    keys. Repaired, frames are covered to their ends, a third is of the queries there are, and a
+    keys. Repaired, frames are covered to their ends, a third is of the queries there are; so a
     query block always visits its own key block.
 
     Args:
@@ -59,9 +59,7 @@ def blocks_of(
             if width >= 0:
                 rows[:, home[j] : home[j] + count] |= patches[width][kind[i], :, kind[j]]
     table = table[:total, :total]
-    if repaired:
-        np.fill_diagonal(table, True)
-    else:
+    if not repaired:
         border = frames * tokens // block
         table[border:] = True
         table[:, border:] = True

@@ -32,6 +32,8 @@ def test_there_and_back(grid, batch, heads):
     assert torch.equal(said, dense)
     back = BlockMask.from_flex(flex).validate(rows=False, own=False)
     assert torch.equal(back.to_dense(), dense)
+    # Compiled, it adds up what both lists name: no block may be in both.
+    assert flex.kv_num_blocks.sum() + flex.full_kv_num_blocks.sum() == back.count.sum()
 
 
 def test_masks_that_flex_made():

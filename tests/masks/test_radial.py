@@ -83,7 +83,7 @@ def radial_by_hand(frames, tokens, block, decay, model, revision, length):
                         table[i * tokens // block + a, j * tokens // block + b] = True
     table = table[:total, :total]
     if repaired:
-        return table | torch.eye(total, dtype=torch.bool)
+        return table
     border = frames * tokens // block
     table[border:] = True
     table[:, border:] = True
@@ -179,6 +179,16 @@ def test_832_by_1216_by_81_has_no_empty_row(revision):
     """The shape on which a port's last block row is empty, and the video black."""
     mask = radial_block_mask(21, 52 * 76, decay_factor=0.2, revision=revision).validate()
     assert (mask.count > 0).all()
+
+
+def test_widths_are_compared_as_torch_does():
+    """A band just short of 20 tokens reaches 20, since integers meet a float in float32."""
+    rules = radial_rules.rules_of("repaired", "wan", 60, None)
+    decay = (20 - 1e-9) / radial_rules.decay_length(60, 2)
+    width = decay * radial_rules.decay_length(60, 2)
+    reached = int(torch.arange(60)[torch.arange(60) <= width].max())
+    assert width < 20 and reached == 20
+    assert radial_rules.half_widths(3, 60, 8, decay, rules)[2] == reached
 
 
 def test_small_frames_keep_far_ones():
