@@ -11,7 +11,7 @@ from attn_control.errors import AttnControlError
 from attn_control.kernels.choose import explain
 from attn_control.masks.block import BlockMask
 
-IMPLS = ("reference", "torch", "flex")
+IMPLS = ("reference", "torch", "flex", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -39,7 +39,7 @@ def attend(
         scale: of the scores; ``head_dim ** -0.5`` by default.
         impl: "reference" (dense, float32 at least, memory of tokens squared), "torch" (tiles that
             skip what the plan skips; any device, made for CPUs), "flex" (compiled flex_attention),
-            or "auto", whose choice `explain` tells.
+            "triton" (kernels of ours, for GPUs), or "auto", whose choice `explain` tells.
         need_lse: whether the log-sum-exp of the scores is wanted; sometimes None is cheaper.
 
     Returns:
@@ -67,21 +67,18 @@ def attend(
                 sdpa = torch.nn.functional.scaled_dot_product_attention
                 return sdpa(q, k, v, scale=scale, enable_gqa=grouped), None
             impl, plan = "torch", None
-    if impl == "triton":
-        raise AttnControlError(
-            "attend: impl='triton' has no kernels yet: they come with a later release, and need a"
-            " GPU; take 'auto', 'torch' or 'flex'"
-        )
     if impl not in IMPLS:
         names = ", ".join(map(repr, ("auto", *IMPLS)))
         raise AttnControlError(f"attend: expected {names} as impl, got {impl!r}")
-    # Imported here: dynamo, which two of them need, takes as long to load as torch itself.
+    # Imported here: dynamo, which three of them need, takes as long to load as torch itself.
     if impl == "flex":
         from attn_control.kernels.flex import attend_flex
 
         return attend_flex(q, k, v, plan, mask, float(scale), need_lse)
     if impl == "reference":
         from attn_control.kernels.reference import attend_reference as execute
+    elif impl == "triton":
+        from attn_control.kernels.triton.run import attend_triton as execute
     else:
         from attn_control.kernels.tiles.run import attend_tiles as execute
     out, lse = execute(q, k, v, plan, mask, float(scale))

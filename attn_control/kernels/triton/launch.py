@@ -1,0 +1,182 @@
+"""From tensors to launches: strides, sizes and constants, in the kernels' order."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from attn_control.kernels.triton import backward, forward
+from attn_control.kernels.triton.lists import Lists
+from attn_control.kernels.triton.tune import Tile, wide
+
+
+class Walk(NamedTuple):
+    """What one kernel goes through, and how. batch, heads: of the lists, 1 where shared."""
+
+    lists: Lists
+    batch: int
+    heads: int
+    tile: Tile
+
+    @property
+    def blocks(self) -> int:
+        return len(self.lists.bounds) - 1
+
+    @property
+    def block(self) -> int:
+        return self.lists.pool.shape[1]
+
+    @property
+    def pieces(self) -> int:
+        return -(-self.block // self.tile.m)
+
+
+class Extras(NamedTuple):
+    """q_order: int32 (batch | 1, heads | 1, queries): which token stands at a place of the mask;
+    k_order: int32 (batch | 1, kv_heads | 1, keys). bias: the model's own mask, (batch | 1, heads |
+    1, queries | 1, keys | 1).
+    """
+
+    q_order: Tensor | None
+    k_order: Tensor | None
+    bias: Tensor | None
+
+
+def run_forward(
+    q: Tensor, k: Tensor, v: Tensor, walk: Walk, extras: Extras, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output, tokens before heads in memory, and lse."""
+    out = empty_out(q)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    spread = q.shape[1]
+    _launch(forward.forward, walk, extras, q, k, spread, scale, (q, k, v, out, lse), (out,), v)
+    return out, lse
+
+
+def empty_out(q: Tensor) -> Tensor:
+    """As torch's own kernel has it: what follows joins heads again."""
+    batch, heads, queries, dim = q.shape
+    return q.new_empty(batch, queries, heads, dim).transpose(1, 2)
+
+
+def run_backward(
+    grad: Tensor,
+    grad_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    walks: tuple[Walk, Walk],
+    extras: Extras,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; ``walks``: rows are queries, rows are keys."""
+    grad = dense_rows(grad)
+    batch, heads, queries, dim = q.shape
+    delta, mass = torch.empty_like(lse), torch.empty_like(lse)
+    rows = 64
+    with _on(q):
+        backward.row_sums[(-(-queries // rows), batch * heads)](
+            *(out, grad, delta if grad_lse is None else grad_lse.contiguous(), lse, delta, mass),
+            *out.stride()[:3],
+            *grad.stride()[:3],
+            heads,
+            queries,
+            THROUGH_LSE=grad_lse is not None,
+            DIM=dim,
+            WIDE=wide(dim),
+            M=rows,
+            num_warps=4,
+        )
+    dq, dk, dv = empty_out(q), empty_out(k), empty_out(k)
+    given = (q, k, v, grad, delta, mass)
+    of_queries, of_keys = walks
+    _launch(
+        backward.of_queries, of_queries, extras, q, k, heads, scale, (*given, dq), (grad, dq), v
+    )
+    _launch(
+        backward.of_keys, of_keys, extras, q, k, k.shape[1], scale, (*given, dk, dv), (grad, dk), v
+    )
+    return dq, dk, dv
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """x, its features next to each other."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _launch(
+    kernel: Any,
+    walk: Walk,
+    extras: Extras,
+    q: Tensor,
+    k: Tensor,
+    spread: int,
+    scale: float,
+    tensors: tuple[Tensor, ...],
+    strided: tuple[Tensor, ...],
+    v: Tensor,
+) -> None:
+    """spread: heads of programs: those of q, or of k."""
+    lists, tile = walk.lists, walk.tile
+    batch, heads, queries, dim = q.shape
+    shared_by = (spread if walk.heads == 1 else 1) * (batch if walk.batch == 1 else 1)
+    stand_in = lists.order  # a pointer that is never followed
+    strides = [s for x in (q, k, v, *strided) for s in x.stride()[:3]]
+    for order in (extras.q_order, extras.k_order):
+        strides += [0, 0] if order is None else broadcast(order)[:2]
+    strides += [0, 0, 0, 0] if extras.bias is None else broadcast(extras.bias)
+    kind = 0 if extras.bias is None else 2 if extras.bias.dtype == torch.bool else 1
+    bias = extras.bias.view(torch.uint8) if extras.bias is not None and kind == 2 else extras.bias
+    precise = q.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    with _on(q):
+        kernel[(len(lists.order) * shared_by * walk.pieces,)](
+            *tensors,
+            *lists,
+            *(stand_in if x is None else x for x in (extras.q_order, extras.k_order, bias)),
+            *strides,
+            len(lists.order),
+            walk.blocks,
+            min(walk.heads, spread),
+            spread if walk.heads == 1 else 1,
+            0 if walk.batch == 1 else walk.heads * walk.blocks,
+            0 if walk.heads == 1 else walk.blocks,
+            heads,
+            heads // k.shape[1],
+            queries,
+            abs(scale) * math.log2(math.e),
+            FLIP=scale < 0,
+            DIM=dim,
+            WIDE=wide(dim),
+            BLOCK=walk.block,
+            WORDS=lists.pool.shape[2],
+            PIECES=walk.pieces,
+            M=tile.m,
+            N=tile.n,
+            Q_ORDERED=extras.q_order is not None,
+            K_ORDERED=extras.k_order is not None,
+            BIAS=kind,
+            PRECISION="ieee" if precise else "tf32",
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+        )
+
+
+def broadcast(x: Tensor) -> list[int]:
+    """Strides, 0 along axes that are shared."""
+    return [0 if size == 1 else step for size, step in zip(x.shape, x.stride(), strict=True)]
+
+
+def _on(x: Tensor) -> AbstractContextManager[Any]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def interpreted() -> bool:
+    """Whether triton runs its kernels as Python, on any device's tensors."""
+    return bool(triton.knobs.runtime.interpret)

@@ -1,0 +1,109 @@
+"""What the kernels have in common: where rows lie, tiles of them, bits, the model's own mask."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def whose(Order, blocks, list_heads, spread, PIECES: tl.constexpr, length):
+    """Of a program: batch row, head, block of rows, and which piece of the block.
+
+    The order goes over the mask's lists; where a mask is shared, it is gone through once for each
+    that shares it: ``spread`` heads, and then the batch rows.
+    """
+    program = tl.program_id(0)
+    piece = program % PIECES
+    turn = program // PIECES // length
+    row = tl.load(Order + program // PIECES % length)
+    owner = row // blocks
+    batch = owner // list_heads + turn // spread
+    head = owner % list_heads + turn % spread
+    return batch, head, row % blocks, piece
+
+
+@triton.jit
+def token(Order, first, offsets, inside, ORDERED: tl.constexpr):
+    """Tokens at the mask's places ``first + offsets``."""
+    if ORDERED:
+        return tl.load(Order + first + offsets, mask=inside, other=0)
+    else:
+        return first + offsets
+
+
+@triton.jit
+def rows(Base, Order, first, offsets, inside, stride, ORDERED: tl.constexpr):
+    """Pointers to the tokens at ``first + offsets``: a 64-bit scalar, then 32 bits a row, unless
+    the rows lie in an order of their own.
+    """
+    if ORDERED:
+        return Base + token(Order, first, offsets, inside, ORDERED).to(tl.int64) * stride
+    else:
+        return Base + first.to(tl.int64) * stride + offsets * stride
+
+
+@triton.jit
+def tile(pointers, inside, DIM: tl.constexpr, WIDE: tl.constexpr, CUT: tl.constexpr):
+    """(rows, WIDE): the rows' features, 0 past DIM and, if CUT, where not inside."""
+    d = tl.arange(0, WIDE)
+    at = pointers[:, None] + d[None, :]
+    if CUT:
+        if DIM == WIDE:
+            return tl.load(at, mask=inside[:, None], other=0.0)
+        else:
+            return tl.load(at, mask=inside[:, None] & (d < DIM)[None, :], other=0.0)
+    else:
+        if DIM == WIDE:
+            return tl.load(at)
+        else:
+            return tl.load(at, mask=(d < DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def put(pointers, values, inside, DIM: tl.constexpr, WIDE: tl.constexpr):
+    d = tl.arange(0, WIDE)
+    at = pointers[:, None] + d[None, :]
+    tl.store(at, values, mask=inside[:, None] & (d < DIM)[None, :])
+
+
+@triton.jit
+def allowed(
+    Pool,
+    number,
+    bit,
+    count,
+    row,
+    column,
+    ROWS: tl.constexpr,
+    WORDS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """bool (rows, columns) of a cut tile: columns short of ``count``, and its bits if it has any.
+
+    A row's words are loaded once each, into the layout of the rows: no word is spread over lanes.
+    """
+    # Not two comparisons and an &: the interpreter makes 32-bit integers of a scalar's.
+    rows = tl.where(number >= 0, ROWS, 0)
+    at = Pool + number.to(tl.int64) * (ROWS * WORDS) + row * WORDS + bit // 32
+    lane = bit % 32 + column
+    word = tl.load(at, mask=row < rows, other=-1)
+    found = word[:, None] >> (lane % 32)[None, :]
+    for n in tl.static_range(1, (COLUMNS + 31) // 32):
+        rows = tl.where(bit // 32 + n < WORDS, rows, 0)
+        word = tl.load(at + n, mask=row < rows, other=-1)
+        found = tl.where((lane // 32 == n)[None, :], word[:, None] >> (lane % 32)[None, :], found)
+    return ((found & 1) != 0) & (column < count)[None, :]
+
+
+@triton.jit
+def biased(scores, ok, Bias, row, column, row_stride, column_stride, KIND: tl.constexpr):
+    """Scores, in powers of two, under the model's own mask: 1 is added to them, 2 tells which."""
+    at = (
+        Bias + row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
+    )
+    if KIND == 1:
+        scores += tl.load(at, mask=ok, other=0.0).to(tl.float32) * 1.4426950408889634
+    else:
+        scores = tl.where(tl.load(at, mask=ok, other=0) != 0, scores, float("-inf"))
+    return scores
