@@ -78,6 +78,14 @@ def test_the_video_autoencoder_s_latents_are_what_the_pipeline_undoes(tmp_path):
         raw = vae.encode(x).latent_dist.mode()
     torch.testing.assert_close(z * std + mean, raw, atol=0.05, rtol=0.05)
 
+    # Its decoder alone is trained on: latents stay, pictures do not.
+    video_autoencoder.refine_decoder(tmp_path, 1, source, count=3)
+    refined = video_autoencoder.load_vae(tmp_path)
+    assert refined.config.latents_std == vae.config.latents_std
+    with torch.no_grad():
+        assert torch.equal(refined.encode(x).latent_dist.mode(), raw)
+        assert (refined.decode(raw).sample - vae.decode(raw).sample).abs().max() > 1e-3
+
 
 @torch.no_grad()
 def test_an_inflated_video_autoencoder_treats_every_frame_as_a_single_one():

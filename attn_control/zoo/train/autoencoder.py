@@ -113,7 +113,7 @@ def train(
     return vae
 
 
-def _weights(x: torch.Tensor) -> torch.Tensor:
+def corner_weights(x: torch.Tensor) -> torch.Tensor:
     """Pixel weights (batch, 1, height, width): high at corners, where a pixel is most unlike those
     around it, and relative to the contrast nearby."""
     around = F.avg_pool2d(x, 9, 1, 4, count_include_pad=False)
@@ -164,7 +164,7 @@ def refine_decoder(
                 z = vae.encoder(x)
             strength = 0.2 * torch.rand(batch, 1, 1, 1, generator=g)
             y = vae.decoder(z + strength * torch.randn(z.shape, generator=g)).float()
-        w, off = _weights(x), y - x
+        w, off = corner_weights(x), y - x
         loss = (w * (off.abs() + 2 * off.square())).mean()
         for axis in (-1, -2):
             loss = loss + 0.5 * off.diff(dim=axis).abs().mean()

@@ -4,13 +4,15 @@
 different ones a step, without which it finds no use for colour. Then crops of all 17 frames, from
 weights that treat every frame as the first part did: its layers look far back in time, and a
 decoder that had seen shorter videos only would drift off later in one. Only the means of its
-latents are used; their variance is held small.
+latents are used; their variance is held small. Its decoder alone is trained on afterwards.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +23,11 @@ from torch import nn
 from tqdm import tqdm
 
 from attn_control.zoo.train import loop
+from attn_control.zoo.train.autoencoder import corner_weights
 from attn_control.zoo.train.common import generator
 from attn_control.zoo.train.latents import Source
 
-STAGES = ("autoencoder", "latents", "denoiser", "export")
+STAGES = ("autoencoder", "latents", "denoiser", "decoder", "export")
 SCENES, WIDTH = 6000, 8  # videos kept as latents; channels at full resolution
 _STD = 0.9  # of the raw latents
 TRIES = 4  # crops of which the one that shows most is taken: most of a video is background
@@ -65,7 +68,7 @@ class Lesson:
         self.settings = loop.Settings(steps=steps, peak=2e-3, warmup=50, decay=0.995)
         self.trainee = build(width) if init is None else load_vae(init).train()
         self.videos, self.batches, self.side = videos, batches, side
-        self.singles = steps // 2 if init is None else 0  # steps of single frames
+        self.singles = steps // 2 if init is None else -1  # steps of single frames, first
 
     def blocks(self) -> Iterable[nn.Module]:
         """Where Muon works: every kernel inside, not the first and last layers."""
@@ -125,6 +128,36 @@ class Lesson:
         ).square().mean()
 
 
+class DecoderLesson(Lesson):
+    """The way back alone, the latents staying as they are: all frames, corners above all."""
+
+    def __init__(self, videos: np.ndarray, steps: int, vae: Path, **options: Any):
+        super().__init__(videos, steps, init=vae, **options)
+        self.settings = replace(self.settings, seed=2, peak=1.5e-3, decay=0.998)
+        for part in (self.trainee.encoder, self.trainee.quant_conv):
+            part.requires_grad_(False)
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """Where Muon works."""
+        return [self.trainee.decoder.mid_block, self.trainee.decoder.up_blocks]
+
+    def loss(self, step: int) -> tuple[str, torch.Tensor]:
+        """L1 + MSE + edge loss; half of its weight lies on objects, and more on their corners."""
+        (x, shown), g = self.clips(step), generator(self.settings.seed + 1, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                z = self.trainee.encode(x).latent_dist.mean
+            strength = 0.15 * torch.rand(len(x), 1, 1, 1, 1, generator=g)
+            y = self.trainee.decode(z + strength * torch.randn(z.shape, generator=g)).sample.float()
+        off = y - x
+        corners = corner_weights(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), -1))
+        weight = 0.5 * corners.transpose(1, 2) + 0.5 * shown / shown.mean().clamp(min=0.02)
+        loss = (weight * (off.abs() + 2 * off.square())).mean()
+        for axis in (-1, -2, -3):
+            loss = loss + 0.5 * off.diff(dim=axis).abs().mean()
+        return "loss", loss
+
+
 def videos(source: Source, count: int) -> np.ndarray:
     """Training videos from seed 0 on, uint8 (count, frames, 128, 128, 3)."""
     return np.stack([source(seed)[1][0] for seed in range(count)])
@@ -161,9 +194,21 @@ def _means(vae: AutoencoderKLWan, rows: np.ndarray) -> torch.Tensor:
     return vae.encode(x).latent_dist.mode()
 
 
+def refine_decoder(
+    folder: Path, steps: int, source: Source, *, count: int = 300, resume: bool = False,
+    save_every: int = 100,
+) -> None:  # fmt: skip
+    """Train only the decoder on: `folder/vae` to `folder/vae-refined`; keeps `decoder.pt`."""
+    lesson = DecoderLesson(videos(source, min(count, 300)), steps, folder)
+    loop.train(folder, lesson, name="decoder", resume=resume, save_every=save_every)
+    loop.load_average(lesson.trainee, loop.load(folder / "decoder.pt"))
+    lesson.trainee.eval().save_pretrained(folder / "vae-refined")
+
+
 def load_vae(folder: Path) -> AutoencoderKLWan:
-    """The trained autoencoder of a data folder."""
-    return AutoencoderKLWan.from_pretrained(folder / "vae").eval()
+    """The autoencoder of a data folder, with the decoder that was trained on where there is one."""
+    refined = folder / "vae-refined"
+    return AutoencoderKLWan.from_pretrained(refined if refined.is_dir() else folder / "vae").eval()
 
 
 @torch.no_grad()
