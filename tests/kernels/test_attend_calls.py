@@ -194,7 +194,7 @@ WRONG = {
     "finite number as scale": lambda x: dict(scale=float("nan")),
     "as scale, got '1'": lambda x: dict(scale="1"),
     "impl='triton'": lambda x: dict(impl="triton"),
-    "'auto', 'reference', 'torch', 'flex', 'triton' as impl, got 'cuda'": lambda x: dict(impl="cuda"),
+    "'torch', 'flex', 'triton' as impl, got 'cuda'": lambda x: dict(impl="cuda"),
     "no backward on a CPU": lambda x: dict(impl="flex", q=x.q.clone().requires_grad_()),
     "no float64": lambda x: dict(impl="flex", q=x.q.double(), k=x.k.double(), v=x.v.double()),
 }

@@ -53,8 +53,8 @@ def run_forward(
     """Output, tokens before heads in memory, and lse."""
     out = empty_out(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    spread = q.shape[1]
-    _launch(forward.forward, walk, extras, q, k, spread, scale, (q, k, v, out, lse), (out,), v)
+    given = arguments(walk, extras, q, k, v, (q, k, v, out, lse), (out,), scale)
+    _launch(forward.forward, given, q)
     return out, lse
 
 
@@ -80,9 +80,9 @@ def run_backward(
     grad = dense_rows(grad)
     batch, heads, queries, dim = q.shape
     delta, mass = torch.empty_like(lse), torch.empty_like(lse)
-    rows = 64
+    m = 64
     with _on(q):
-        backward.row_sums[(-(-queries // rows), batch * heads)](
+        backward.row_sums[(-(-queries // m), batch * heads)](
             *(out, grad, delta if grad_lse is None else grad_lse.contiguous(), lse, delta, mass),
             *out.stride()[:3],
             *grad.stride()[:3],
@@ -91,18 +91,17 @@ def run_backward(
             THROUGH_LSE=grad_lse is not None,
             DIM=dim,
             WIDE=wide(dim),
-            M=rows,
+            M=m,
             num_warps=4,
         )
     dq, dk, dv = empty_out(q), empty_out(k), empty_out(k)
-    given = (q, k, v, grad, delta, mass)
-    of_queries, of_keys = walks
-    _launch(
-        backward.of_queries, of_queries, extras, q, k, heads, scale, (*given, dq), (grad, dq), v
-    )
-    _launch(
-        backward.of_keys, of_keys, extras, q, k, k.shape[1], scale, (*given, dk, dv), (grad, dk), v
-    )
+    read = (q, k, v, grad, delta, mass)
+    rows, columns = walks
+    given = arguments(rows, extras, q, k, v, (*read, dq), (grad, dq), scale)
+    _launch(backward.of_queries, given, q)
+    into = (grad, dk)
+    given = arguments(columns, extras, q, k, v, (*read, dk, dv), into, scale, by_keys=True)
+    _launch(backward.of_keys, given, q)
     return dq, dk, dv
 
 
@@ -111,61 +110,78 @@ def dense_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _launch(
-    kernel: Any,
+def _launch(kernel: Any, given: tuple[Any, ...], q: Tensor) -> None:
+    grid, args, constants = given
+    with _on(q):
+        kernel[grid](*args, **constants)
+
+
+def arguments(
     walk: Walk,
     extras: Extras,
     q: Tensor,
     k: Tensor,
-    spread: int,
-    scale: float,
+    v: Tensor,
     tensors: tuple[Tensor, ...],
     strided: tuple[Tensor, ...],
-    v: Tensor,
-) -> None:
-    """spread: heads of programs: those of q, or of k."""
+    scale: float,
+    *,
+    by_keys: bool = False,
+) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]]:
+    """Grid, arguments and constants of `forward`, `of_queries` or, by_keys, `of_keys`.
+
+    tensors: what the kernel's arguments begin with; strided: those whose strides it is given after
+    the inputs'.
+    """
     lists, tile = walk.lists, walk.tile
     batch, heads, queries, dim = q.shape
+    spread = k.shape[1] if by_keys else heads  # heads that programs are made for
     shared_by = (spread if walk.heads == 1 else 1) * (batch if walk.batch == 1 else 1)
     stand_in = lists.order  # a pointer that is never followed
     strides = [s for x in (q, k, v, *strided) for s in x.stride()[:3]]
     for order in (extras.q_order, extras.k_order):
         strides += [0, 0] if order is None else broadcast(order)[:2]
-    strides += [0, 0, 0, 0] if extras.bias is None else broadcast(extras.bias)
-    kind = 0 if extras.bias is None else 2 if extras.bias.dtype == torch.bool else 1
-    bias = extras.bias.view(torch.uint8) if extras.bias is not None and kind == 2 else extras.bias
+    bias, kind = extras.bias, 0
+    if bias is not None:
+        kind = 2 if bias.dtype == torch.bool else 1
+        bias = bias.view(torch.uint8) if kind == 2 else bias
+    strides += [0, 0, 0, 0] if bias is None else broadcast(bias)
     precise = q.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    with _on(q):
-        kernel[(len(lists.order) * shared_by * walk.pieces,)](
-            *tensors,
-            *lists,
-            *(stand_in if x is None else x for x in (extras.q_order, extras.k_order, bias)),
-            *strides,
-            len(lists.order),
-            walk.blocks,
-            min(walk.heads, spread),
-            spread if walk.heads == 1 else 1,
-            0 if walk.batch == 1 else walk.heads * walk.blocks,
-            0 if walk.heads == 1 else walk.blocks,
-            heads,
-            heads // k.shape[1],
-            queries,
-            abs(scale) * math.log2(math.e),
-            FLIP=scale < 0,
-            DIM=dim,
-            WIDE=wide(dim),
-            BLOCK=walk.block,
-            WORDS=lists.pool.shape[2],
-            PIECES=walk.pieces,
-            M=tile.m,
-            N=tile.n,
-            Q_ORDERED=extras.q_order is not None,
-            K_ORDERED=extras.k_order is not None,
-            BIAS=kind,
-            PRECISION="ieee" if precise else "tf32",
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
+    args = (
+        *tensors,
+        *lists,
+        *(stand_in if x is None else x for x in (extras.q_order, extras.k_order, bias)),
+        *strides,
+        len(lists.order),
+        walk.blocks,
+        min(walk.heads, spread),
+        spread if walk.heads == 1 else 1,
+        0 if walk.batch == 1 else walk.heads * walk.blocks,
+        0 if walk.heads == 1 else walk.blocks,
+        heads,
+        heads // k.shape[1],
+        queries,
+        abs(scale) * math.log2(math.e),
+    )
+    constants = {
+        "FLIP": scale < 0,
+        "DIM": dim,
+        "WIDE": wide(dim),
+        "BLOCK": walk.block,
+        "WORDS": lists.pool.shape[2],
+        "PIECES": walk.pieces,
+        "M": tile.m,
+        "N": tile.n,
+        "Q_ORDERED": extras.q_order is not None,
+        "K_ORDERED": extras.k_order is not None,
+        "BIAS": kind,
+        "PRECISION": "ieee" if precise else "tf32",
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        # A multiply and an add are one: triton 3.10 no longer takes that for granted.
+        "enable_fp_fusion": True,
+    }
+    return (len(lists.order) * shared_by * walk.pieces,), args, constants
 
 
 def broadcast(x: Tensor) -> list[int]:

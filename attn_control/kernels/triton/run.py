@@ -135,7 +135,7 @@ def _lists(
     from attn_control.kernels.triton.op import flatten
 
     plan = plan.to(device)
-    chosen = tiles(dim, half, hip=torch.version.hip is not None)
+    chosen = tiles(dim, half, _target(device))
     made, lowered = [], {}
     for name, by_keys in (("forward", False), ("of_queries", False), ("of_keys", True)):
         if name != "forward" and not needs_grad:
@@ -148,3 +148,13 @@ def _lists(
         heads = mask.heads
         made.append(Walk(lowered[by_keys, tile.n], mask.batch, heads, tile))
     return flatten(made)
+
+
+def _target(device: torch.device) -> str:
+    """As `tune.tiles` takes it; the interpreter has no registers to run out of."""
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"

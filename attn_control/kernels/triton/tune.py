@@ -30,25 +30,51 @@ def wide(dim: int) -> int:
     return max(SMALLEST, 1 << (dim - 1).bit_length())
 
 
-def tiles(dim: int, half: bool, hip: bool = False) -> Tiles:
+# By what the matrix unit reads its operands from, and by the features held: the largest tiles that
+# spill nothing (`python -m attn_control.kernels.aot`), none of them timed yet.
+REGISTERS = {
+    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
+    128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+    256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+}
+# The same, but that code for sm_120 comes out with more registers.
+CONSUMER_BLACKWELL = {
+    64: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+    128: Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+    256: REGISTERS[256],
+}
+SHARED_MEMORY = {
+    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    128: Tiles(Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+    256: REGISTERS[256],
+}
+# One stage: more crash or are slower there.
+AMD = {
+    64: Tiles(Tile(128, 64, 8, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
+    128: Tiles(Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), Tile(64, 32, 8, 1)),
+    256: Tiles(Tile(64, 32, 8, 1), Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
+}
+
+
+def tiles(dim: int, half: bool, target: str) -> Tiles:
     """For a head dim, before a mask's blocks have their say.
 
     half: inputs of 16 bits. With 32 bits there is twice as much to hold, and without tf32 no matrix
-    unit to feed.
+        unit to feed.
+    target: "sm_80" and so on, or AMD's "gfx942".
     """
-    stages = 1 if hip else 2
-    size = wide(dim)
     if not half:
-        side = 32 if size <= 128 else 16
-        return Tiles(*[Tile(side, side, 4, 1)] * 3)
-    if size <= 64:
-        backward = Tile(64, 64, 4, stages)
-        return Tiles(Tile(128, 64, 8, 1 if hip else 3), backward, backward)
-    if size == 128:
-        backward = Tile(64, 32, 8, stages)
-        return Tiles(Tile(128, 64, 8, stages), backward, backward)
-    backward = Tile(32, 32, 8, 1)
-    return Tiles(Tile(64, 32, 8, stages), backward, backward)
+        small = 32 if dim <= 128 else 16
+        return Tiles(*[Tile(small, small, 4, 1)] * 3)
+    if target.startswith("gfx"):
+        table = AMD
+    elif target in ("sm_90", "sm_100", "sm_103"):
+        table = SHARED_MEMORY
+    elif target in ("sm_120", "sm_121"):
+        table = CONSUMER_BLACKWELL
+    else:
+        table = REGISTERS
+    return table[max(64, wide(dim))]
 
 
 def side(block: int, most: int) -> int:
