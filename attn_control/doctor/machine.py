@@ -155,7 +155,9 @@ def _triton() -> Finding:
         why = "has none for this system" if sys.platform in ("win32", "darwin") else "not installed"
         return Finding("PASS", "triton", f"{why}; nothing needs it, every op above runs on torch")
     version = version_of("triton") or "importable, version unknown"
-    return Finding("PASS", "triton", f"{version}; not used, every op above runs on torch")
+    return Finding(
+        "PASS", "triton", f"{version}; for attend(impl='triton'), every op above runs on torch"
+    )
 
 
 def _opencv() -> Finding:
