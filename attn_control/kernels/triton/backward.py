@@ -36,9 +36,9 @@ def row_sums(
     """Delta: sum of out times its gradient, less the gradient of the lse, of each query; Mass: the
     lse in powers of two, inf for a query without keys, whose weights are 0 by that.
     """
-    lane = tl.program_id(1)
+    lane = tl.program_id(0)
     batch, head = (lane // heads).to(tl.int64), (lane % heads).to(tl.int64)
-    first = tl.program_id(0) * M
+    first = tl.program_id(1) * M
     row = tl.arange(0, M)
     inside = first + row < queries
     Out += batch * out_batch + head * out_head

@@ -82,7 +82,8 @@ def run_backward(
     delta, mass = torch.empty_like(lse), torch.empty_like(lse)
     m = 64
     with _on(q):
-        backward.row_sums[(-(-queries // m), batch * heads)](
+        # Heads of all rows along the axis without a limit: temporal attention has one row a pixel.
+        backward.row_sums[(batch * heads, -(-queries // m))](
             *(out, grad, delta if grad_lse is None else grad_lse.contiguous(), lse, delta, mass),
             *out.stride()[:3],
             *grad.stride()[:3],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from attend_oracle import case, softmax, worst
@@ -47,6 +49,36 @@ def held(x, scale, through_lse=True, allowed=None, mask=None, added=None, **orde
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients(shape):
     held(case(7, **{**SMALL, **SHAPES[shape]}), 0.25)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_plans(seed):
+    """Values and gradients; blocks, regions, groups, sharing, density and head dim are drawn."""
+    draw = random.Random(seed)
+    kv_heads, group = draw.randint(1, 2), draw.randint(1, 3)
+
+    def regions():
+        # The first is longer than any block, so that the second block of queries, which the case
+        # empties, is not the only one.
+        return (draw.randint(70, 90), *(draw.randint(1, 40) for _ in range(draw.randint(0, 2))))
+
+    x = case(
+        seed,
+        batch=draw.randint(1, 2),
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        dim=draw.choice([4, 16, 24, 32]),
+        q_regions=regions(),
+        k_regions=regions(),
+        block=(draw.choice([16, 24, 32, 48, 64]), draw.choice([32, 64, 96])),
+        shared=(draw.random() < 0.5, draw.random() < 0.5),
+        density=draw.uniform(0.2, 1.0),
+    )
+    scale = draw.uniform(0.1, 0.5)
+    out, lse = attend_triton(x.q, x.k, x.v, x.plan, None, scale)
+    expected, mass = softmax(x.q, x.k, x.v, x.dense, scale)
+    assert worst(out, expected) <= 3e-6 and worst(lse, mass) <= 3e-6
+    held(x, scale)
 
 
 @pytest.mark.parametrize("scale", [-0.3, 0.0])
