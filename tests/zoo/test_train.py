@@ -129,12 +129,12 @@ def test_all_stages_end_in_a_folder_that_stock_diffusers_loads_and_runs(
         else:
             values = value if isinstance(value, tuple) else [value]
             flags += [f"--{flag}", *map(str, values)]
-    flags += ["--scenes", "4", "--autoencoder-steps", "2", "--threads", "1"]
+    flags += ["--scenes", "4", "--autoencoder-steps", "2", "--decoder-steps", "1", "--threads", "1"]
     if name == "shapes-wan":
         flags += ["--autoencoder-width", "4"]
         monkeypatch.setattr(wan, "SOURCE", few_frames)
     else:
-        flags += ["--autoencoder-width", "8", "--decoder-steps", "1"]
+        flags += ["--autoencoder-width", "8"]
     if name == "shapes-flux":
         pointed = [flux.SOURCE(seed)[0].find("reference") > 0 for seed in range(4)]
         assert {True, False} == set(pointed)

@@ -73,7 +73,7 @@ def test_a_few_frames_stand_at_their_own_times():
     torch.manual_seed(0)
     net, coarse = wan_model.build(64, 2), wan_model.Coarse(64)
     for p in [*net.parameters(), *coarse.parameters()]:
-        torch.nn.init.normal_(p, std=0.1)
+        torch.nn.init.normal_(p, std=0.2)
     x, t, states = torch.randn(2, 4, 3, 16, 16), torch.tensor([10.0, 900.0]), torch.randn(2, 5, 64)
 
     def at(*times, door=None):
@@ -85,7 +85,7 @@ def test_a_few_frames_stand_at_their_own_times():
             torch.testing.assert_close(at(0, 1, 2, door=door), whole)
             # Only distances count, and they do.
             torch.testing.assert_close(at(1, 3, 6, door=door), at(3, 5, 8, door=door))
-            assert (at(1, 3, 6, door=door) - whole).abs().max() > 1e-3
+            assert (at(1, 3, 6, door=door) - whole).abs().max() > 1e-2
 
 
 def test_wan_s_steps_show_all_frames_a_few_or_fine_ones():
