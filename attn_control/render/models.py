@@ -6,7 +6,6 @@ the way to a hub model is told in one sentence that ends with a way out.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -23,7 +22,6 @@ from attn_control.render.job import ModelSpec, close
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_CONTENT_LIMIT = 64_000_000  # bytes of weights that are cheap enough to hash whole
 
 
 @dataclass(frozen=True)
@@ -210,20 +208,15 @@ def fingerprint(choice: ModelChoice) -> dict[str, Any]:
     """What identifies the weights; part of every picture's settings, so that resume mixes none."""
     if choice.kind == "hub":
         return {"kind": "hub", "name": choice.name, "revision": _commit(choice)}
+    from attn_control.zoo.digest import weights_of
+
     folder = choice.folder
     if folder is None:
         from attn_control import zoo
 
         folder = Path(zoo.path(choice.name))
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
-    whole = sum(path.stat().st_size for path in files) <= _CONTENT_LIMIT
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(str(path.relative_to(folder)).encode())
-        stat = path.stat()
-        digest.update(path.read_bytes() if whole else f"{stat.st_size} {stat.st_mtime_ns}".encode())
     name = choice.name if choice.kind == "zoo" else os.path.basename(folder)
-    return {"kind": choice.kind, "name": name, "weights": digest.hexdigest()[:16]}
+    return {"kind": choice.kind, "name": name, "weights": weights_of(folder)}
 
 
 def _commit(choice: ModelChoice) -> str | None:

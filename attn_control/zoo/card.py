@@ -9,7 +9,6 @@ measured. Nothing else: a card holds no number that was not measured.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import textwrap
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 from attn_control import zoo
 from attn_control.errors import AttnControlError
 from attn_control.zoo.card_scores import Data, scores, table
+from attn_control.zoo.digest import weights_of
 
 TEXTS = Path(__file__).with_name("cards.yaml")
 RESULT = Path(__file__).parents[2] / "docs" / "evaluation" / "zoo" / "result.json"
@@ -81,15 +81,6 @@ def losses(log: Path, last: int | None) -> dict[str, float]:
             for kind in line.keys() - {"step", "s_per_step"}:
                 values.setdefault(kind, []).append(line[kind])
     return {kind: round(sum(v) / len(v), 5) for kind, v in sorted(values.items())}
-
-
-def weights_of(folder: Path) -> str:
-    """What an evaluation calls a folder's weights: a digest of all files that load."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json")):
-        digest.update(str(path.relative_to(folder)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def card(name: str, folder: Path, trained: Data, result: Data | None = None) -> str:
