@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attn_control.kernels.triton.parts import allowed, biased, put, rows, tile, token, whose
+from attn_control.kernels.triton.parts import allowed, biased, entry, put, rows, tile, token, whose
 
 
 @triton.jit
@@ -166,10 +166,7 @@ def of_queries(
         sums = tl.dot(slopes.to(k.dtype), k, sums, input_precision=PRECISION)
 
     for at in range(tl.load(CutAt + mine), tl.load(CutAt + mine + 1)):
-        key = tl.load(Cut + 4 * at)
-        keys = tl.load(Cut + 4 * at + 1)
-        number = tl.load(Cut + 4 * at + 2)
-        bit = tl.load(Cut + 4 * at + 3)
+        key, keys, number, bit = entry(Cut, at)
         there = column < keys
         k = tile(rows(K, KOrder, key, column, there, k_row, K_ORDERED), there, DIM, WIDE, True)
         v = tile(rows(V, KOrder, key, column, there, v_row, K_ORDERED), there, DIM, WIDE, True)
@@ -325,10 +322,7 @@ def of_keys(
             key_sums = tl.dot(slopes.to(q.dtype), q, key_sums, input_precision=PRECISION)
 
         for at in range(tl.load(CutAt + mine), tl.load(CutAt + mine + 1)):
-            query = tl.load(Cut + 4 * at)
-            count_here = tl.load(Cut + 4 * at + 1)
-            number = tl.load(Cut + 4 * at + 2)
-            bit = tl.load(Cut + 4 * at + 3)
+            query, count_here, number, bit = entry(Cut, at)
             there = column < count_here
             queried = token(order, query, column, there, Q_ORDERED)
             q = tile(

@@ -5,7 +5,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attn_control.kernels.triton.parts import allowed, biased, put, rows, tile, token, whose
+from attn_control.kernels.triton.parts import (
+    allowed,
+    biased,
+    entry,
+    put,
+    rows,
+    softened,
+    tile,
+    token,
+    whose,
+)
 
 
 @triton.jit
@@ -108,10 +118,7 @@ def forward(
             keyed = token(KOrder, key, column, every, K_ORDERED)
             ok = inside[:, None] & every[None, :]
             scores = biased(scores * scale, ok, Bias, queried, keyed, bias_row, bias_column, BIAS)
-            above = tl.maximum(top, tl.max(scores, 1))
-            finite = tl.where(above == float("-inf"), 0.0, above)
-            weights = tl.exp2(scores - finite[:, None])
-            fade = tl.exp2(top - finite)
+            above, weights, fade = softened(scores, top)
         total = total * fade + tl.sum(weights, 1)
         sums = sums * fade[:, None]
         v = tile(rows(V, KOrder, key, column, every, v_row, K_ORDERED), every, DIM, WIDE, False)
@@ -119,10 +126,7 @@ def forward(
         top = above
 
     for at in range(tl.load(CutAt + mine), tl.load(CutAt + mine + 1)):
-        key = tl.load(Cut + 4 * at)
-        keys = tl.load(Cut + 4 * at + 1)
-        number = tl.load(Cut + 4 * at + 2)
-        bit = tl.load(Cut + 4 * at + 3)
+        key, keys, number, bit = entry(Cut, at)
         there = column < keys
         k = tile(rows(K, KOrder, key, column, there, k_row, K_ORDERED), there, DIM, WIDE, True)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
@@ -132,11 +136,7 @@ def forward(
             ok = ok & inside[:, None]
             scores = biased(scores, ok, Bias, queried, keyed, bias_row, bias_column, BIAS)
         scores = tl.where(ok, scores, float("-inf"))
-        above = tl.maximum(top, tl.max(scores, 1))
-        # A row that has met no key yet: its maximum is -inf, and -inf less -inf is nan.
-        finite = tl.where(above == float("-inf"), 0.0, above)
-        weights = tl.exp2(scores - finite[:, None])
-        fade = tl.exp2(top - finite)
+        above, weights, fade = softened(scores, top)
         total = total * fade + tl.sum(weights, 1)
         sums = sums * fade[:, None]
         v = tile(rows(V, KOrder, key, column, there, v_row, K_ORDERED), there, DIM, WIDE, True)

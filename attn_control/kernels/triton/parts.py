@@ -68,6 +68,22 @@ def put(pointers, values, inside, DIM: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def entry(Cut, at):
+    """Of a cut tile: its first token, how many there are, its number in the pool, its first bit."""
+    Cut += 4 * at
+    return tl.load(Cut), tl.load(Cut + 1), tl.load(Cut + 2), tl.load(Cut + 3)
+
+
+@triton.jit
+def softened(scores, top):
+    """The new maximum of each row, weights relative to it, and what older sums fade by."""
+    above = tl.maximum(top, tl.max(scores, 1))
+    # A row that has met no key yet: its maximum is -inf, and -inf less -inf is nan.
+    finite = tl.where(above == float("-inf"), 0.0, above)
+    return above, tl.exp2(scores - finite[:, None]), tl.exp2(top - finite)
+
+
+@triton.jit
 def allowed(
     Pool,
     number,
