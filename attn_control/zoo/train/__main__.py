@@ -72,10 +72,11 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from attn_control.zoo import card
-    from attn_control.zoo.train import latents, loop
+    from attn_control.zoo.train import latents, loop, quick
     from attn_control.zoo.train.export import export
 
     torch.set_num_threads(args.threads)
+    quick.keep_memory()
     model, autoencoder = module(args.name), autoencoder_of(args.name)
     work = args.work or Path.home() / ".cache" / "attn_control" / "zoo" / args.name
     data = args.data or work

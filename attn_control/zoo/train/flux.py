@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from attn_control.zoo.patterns import TEXTURES
 from attn_control.zoo.scenes import draw
 from attn_control.zoo.textures import REFERENCE, sample_textured
-from attn_control.zoo.train import flow, loop
+from attn_control.zoo.train import flow, loop, quick
 from attn_control.zoo.train import flux_model as door
 from attn_control.zoo.train.autoencoder import load_vae
 from attn_control.zoo.train.latents import Latents, chances, pick
@@ -116,7 +116,7 @@ class Lesson(flow.Lesson):
             chances([data.captions[i] for i in kind.tolist()], s.single, s.hard)
             for kind in self.kinds
         ]
-        self.losses = torch.compile(_losses, dynamic=False) if s.compile else _losses
+        self.losses = quick.compiled(_losses) if s.compile else _losses
 
     def blocks(self) -> Iterable[nn.Module]:
         """Where Muon works."""

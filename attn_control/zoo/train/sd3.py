@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from torch import nn
 
-from attn_control.zoo.train import flow, loop
+from attn_control.zoo.train import flow, loop, quick
 from attn_control.zoo.train import sd3_model as door
 from attn_control.zoo.train.autoencoder import load_vae
 from attn_control.zoo.train.latents import Latents, chances, pick
@@ -81,7 +81,7 @@ class Lesson(flow.Lesson):
         self.ids = tokenize(tokenizer, data.captions)
         self.empty = tokenize(tokenizer, [""])[0]
         self.chance = chances(data.captions, s.single, s.hard)
-        self.losses = torch.compile(_losses, dynamic=False) if s.compile else _losses
+        self.losses = quick.compiled(_losses) if s.compile else _losses
 
     def blocks(self) -> Iterable[nn.Module]:
         """Where Muon works."""

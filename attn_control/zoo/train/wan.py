@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from attn_control.zoo.scenes import BACKGROUNDS, COLOURS
-from attn_control.zoo.train import flow, loop, video_autoencoder
+from attn_control.zoo.train import flow, loop, quick, video_autoencoder
 from attn_control.zoo.train import wan_model as door
 from attn_control.zoo.train.latents import Latents, chances, pick
 from attn_control.zoo.train.text import WIDTH, build_t5_tokenizer, tokenize
@@ -109,7 +109,7 @@ class Lesson(flow.Lesson):
         self.ids = tokenize(self.trainee.tokenizer, data.captions)
         self.empty = tokenize(self.trainee.tokenizer, [""])[0]
         self.chance = chances(data.captions, s.single, s.hard)
-        self.losses = torch.compile(_losses, dynamic=False) if s.compile else _losses
+        self.losses = quick.compiled(_losses) if s.compile else _losses
 
     def blocks(self) -> Iterable[nn.Module]:
         """Where Muon works."""
