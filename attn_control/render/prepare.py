@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -91,7 +92,15 @@ class Prepared:
         return sum(each[task.variant] for task in self.tasks)
 
 
-def prepare(job: Job, source: YamlFile, out: Path, *, given: bool = False) -> Prepared:
+def prepare(
+    job: Job,
+    source: YamlFile,
+    out: Path,
+    *,
+    given: bool = False,
+    load: Callable[[ModelChoice], Any] = load_model,
+    identify: Callable[[ModelChoice], dict[str, Any]] = fingerprint,
+) -> Prepared:
     """Check the job against this machine and the real model; nothing is rendered or written.
 
     Args:
@@ -99,6 +108,8 @@ def prepare(job: Job, source: YamlFile, out: Path, *, given: bool = False) -> Pr
         source: where each of its keys stands, for the errors.
         out: where it would go.
         given: the model or its device come from the command line and stand in no file.
+        load, identify: what loads the pipeline and names its weights; others keep them between
+            jobs.
 
     Raises:
         AttnControlError: anything that would go wrong later, with its place in the file.
@@ -109,7 +120,7 @@ def prepare(job: Job, source: YamlFile, out: Path, *, given: bool = False) -> Pr
     controls = {name: _controls(name, each, source) for name, each in job.variants.items()}
     try:
         choice = choose_model(job.model, base)
-        pipe = load_model(choice)
+        pipe = load(choice)
     except AttnControlError as error:
         raise error if given else source.error(("model",), str(error)) from error
     if choice.kind == "zoo" and any(prompt.image is not None for prompt in prompts):
@@ -130,7 +141,7 @@ def prepare(job: Job, source: YamlFile, out: Path, *, given: bool = False) -> Pr
         )
         for name, kwargs in merged.items()
     ]  # fmt: skip
-    weights = fingerprint(choice)
+    weights = identify(choice)
     seeds = seeds_of(job, prompts)
     tasks = tuple(
         _task(plan, prompt, seed, weights, choice)

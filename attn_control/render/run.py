@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,17 @@ from attn_control.render.store import (
     save,
     slug,
 )
+from attn_control.render.watch import watched
+
+OnStep = Callable[[str], None]
+
+
+class Failed(AttnControlError):
+    """A picture could not be made; `reason` is the sentence without where and what is kept."""
+
+    def __init__(self, message: str, variant: str, reason: str) -> None:
+        super().__init__(message)
+        self.variant, self.reason = variant, reason
 
 
 @dataclass
@@ -39,11 +52,21 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def run(prepared: Prepared, out: Path, *, overwrite: bool = False, console: Any = None) -> Outcome:
+def run(
+    prepared: Prepared,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    console: Any = None,
+    on_step: OnStep | None = None,
+) -> Outcome:
     """Render what is missing of a job into `out`.
 
     Pictures that are there with the same settings are kept, unless `overwrite`. Ctrl-C ends the run
     cleanly: the picture under way is dropped, all finished ones stay.
+
+    on_step: called with the variant's name after each step of the sampler; a KeyboardInterrupt that
+        it raises ends the run in the same way.
 
     Raises:
         AttnControlError: a picture failed, or the disk; says how many finished ones are kept.
@@ -69,7 +92,7 @@ def run(prepared: Prepared, out: Path, *, overwrite: bool = False, console: Any 
             for plan in prepared.variants:
                 todo = [task for task in missing if task.variant == plan.name]
                 if todo:
-                    _run_variant(prepared, plan, todo, out, rows, outcome, progress)
+                    _run_variant(prepared, plan, todo, out, rows, outcome, progress, on_step)
     except KeyboardInterrupt:
         outcome.interrupted = True
     outcome.rows = [rows[task.file] for task in prepared.tasks if task.file in rows]
@@ -89,12 +112,15 @@ def _run_variant(
     rows: dict[str, dict[str, Any]],
     outcome: Outcome,
     progress: Progress,
+    on_step: OnStep | None = None,
 ) -> None:
     from attn_control import attach
 
     progress.describe(plan.name)
+    tell = None if on_step is None else functools.partial(on_step, plan.name)
     # closing(): a control that never acted becomes a note below, not a warning from `with`.
-    with closing(attach(prepared.pipe, *plan.controls)) as session:
+    attached = closing(attach(prepared.pipe, *plan.controls))
+    with attached as session, watched(prepared.pipe, tell):
         for task in todo:
             try:
                 made, row = _render(prepared, plan, task)
@@ -103,9 +129,11 @@ def _run_variant(
             except Exception as error:  # a foreign pipeline may raise anything
                 done = f"{len(rows)} of {outcome.total} {prepared.things}"
                 reason = str(error) if isinstance(error, AttnControlError) else _reason(error)
-                raise AttnControlError(
+                raise Failed(
                     f"variant {task.variant!r}, prompt {task.prompt}, seed {task.seed}: {reason} "
-                    f"({done} are finished and kept in {out}; the same command goes on from there)"
+                    f"({done} are finished and kept in {out}; the same command goes on from there)",
+                    task.variant,
+                    reason,
                 ) from error
             rows[task.file] = row
             outcome.made += 1

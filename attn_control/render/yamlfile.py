@@ -22,6 +22,17 @@ MAX_KEYS = 200_000  # aliases multiply: nine of nine of nine ... is a small file
 KeyPath = tuple[Any, ...]
 
 
+class JobError(AttnControlError):
+    """A problem at a key of a job, for those who show it beside that key.
+
+    `path` leads to the key, `problem` is the sentence without its place.
+    """
+
+    def __init__(self, message: str, path: KeyPath, problem: str) -> None:
+        super().__init__(message)
+        self.path, self.problem = path, problem
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 scalars; the class has its own resolver table."""
 
@@ -53,10 +64,47 @@ for _tag, _pattern, _first in [
 
 def _decimal_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     # YAML 1.1 would read 010 as octal eight.
-    return int(loader.construct_scalar(node))
+    text = loader.construct_scalar(node)
+    if len(text) > 40:  # Python itself refuses thousands of digits, with an error of another kind
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a number of {len(text)} digits", node.start_mark
+        )
+    return int(text)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _decimal_int)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would read as something other than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # U+0085 and its like are line ends in single quotes; in double ones they are escaped.
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[.0-9]+(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+
+
+def dump_yaml(data: Any, *, one_line: bool = False) -> str:
+    """YAML that `parse_yaml` reads back as the same data: mappings, lists, text, numbers, None."""
+    return yaml.dump(
+        data,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=1_000_000 if one_line else 88,
+        default_flow_style=True if one_line else None,
+    )
 
 
 @dataclass
@@ -77,10 +125,11 @@ class YamlFile:
         line, column = self.marks[path]
         return f"{self.name}:{line}:{column}"
 
-    def error(self, path: KeyPath, problem: str) -> AttnControlError:
+    def error(self, path: KeyPath, problem: str) -> JobError:
         """An error that starts with the place and the key path."""
         keys = dotted(path)
-        return AttnControlError(f"{self.place(path)}: {keys + ': ' if keys else ''}{problem}")
+        message = f"{self.place(path)}: {keys + ': ' if keys else ''}{problem}"
+        return JobError(message, tuple(path), problem)
 
 
 def dotted(path: KeyPath) -> str:

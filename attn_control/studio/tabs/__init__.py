@@ -1,0 +1,1 @@
+"""One tab a file: its methods as data, and how it is laid out."""
