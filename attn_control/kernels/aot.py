@@ -1,106 +1,172 @@
 """``python -m attn_control.kernels.aot``: the Triton kernels, compiled for GPUs that are not here.
 
-Prints what their binaries say, and fails where a kernel spills registers, does not fit shared
-memory, or lost its matrix instructions. Nothing runs, and no time is estimated.
+Prints what their binaries say beside a plain dense kernel at the same tile, and fails where one
+spills registers, does not fit shared memory, lost its matrix instructions, has a share of them in
+its loop under 95 % of the dense one's, or a lower occupancy. Nothing runs. The last two columns are
+a model, from datasheets: they are no measurement.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from attn_control.kernels.aot_limits import behind, faults, occupancy
+from attn_control.kernels.aot_variants import KERNELS, WALKS, Variant, chosen
+from attn_control.kernels.chips import CHIPS
+from attn_control.kernels.roofline import Loop, seconds
 
 if TYPE_CHECKING:
     from attn_control.kernels.aot_binary import Binary
+    from attn_control.kernels.triton.tune import Tile
+
+DENSITY = 0.25
+"""Of the modelled call."""
+COLUMNS = {
+    "target": 7,
+    "kernel": 10,
+    "dim": 3,
+    "variant": 11,
+    "tile": 13,
+    "registers": 9,
+    "spilled": 7,
+    "shared": 6,
+    "matrix": 6,
+    "of loop": 7,
+    "x dense": 7,
+    "occupancy": 9,
+    "dense's": 7,
+    "bound (model)": 13,
+    f"time at {DENSITY:.0%} (model)": 19,
+}
 
 
 @dataclass(frozen=True)
-class Chip:
-    """Of vendors' tables. shared: KiB a program may have; of a whole multiprocessor (AMD: compute
-    unit) each: shared KiB, warps, registers of 32 bits.
+class Row:
+    """One compiled variant. dense: the yardstick's binary, of plain variants; model: what bounds
+    the loop, and its time at `DENSITY` over dense attention's, both by datasheet.
     """
 
-    name: str
-    shared: int
-    shared_all: int
-    warps: int
-    registers: int
-    lanes: int = 32
-    step: int = 8  # registers are handed out in such steps
+    variant: Variant
+    tile: Tile
+    binary: Binary
+    dense: Binary | None
+    model: tuple[str, float] | None
+    found: tuple[str, ...]
+
+    def cells(self) -> list[str]:
+        """As `COLUMNS` has them."""
+        v, b, t, d = self.variant, self.binary, self.tile, self.dense
+        held = occupancy(v.target, t.warps, b)
+        return [
+            *(v.target, v.kernel, str(v.dim), v.name),
+            f"{t.m}x{t.n} w{t.warps} s{t.stages}" if v.kernel in WALKS else f"{t.m} w{t.warps}",
+            *map(str, (b.registers, b.spilled, b.shared, b.matrix)),
+            f"{b.share:.1%}" if b.share else "-",
+            f"{b.share / d.share:.3f}" if d and d.share else "-",
+            f"{held:.0%}",
+            f"{occupancy(v.target, t.warps, d):.0%}" if d else "-",
+            self.model[0] if self.model else "-",
+            f"{self.model[1]:.2f}" if self.model else "-",
+        ]
 
 
-CHIPS = {
-    "sm_80": Chip("A100", 163, 164, 64, 1 << 16),
-    "sm_86": Chip("A10, RTX 30", 99, 100, 48, 1 << 16),
-    "sm_89": Chip("L4, RTX 40", 99, 100, 48, 1 << 16),
-    "sm_90": Chip("H100", 227, 228, 64, 1 << 16),
-    "sm_100": Chip("B200", 227, 228, 64, 1 << 16),
-    "sm_120": Chip("RTX 50", 99, 100, 48, 1 << 16),
-    "gfx942": Chip("MI300X", 64, 64, 32, 1 << 17, lanes=64),
-}
-RESERVED = 1024
-"""Bytes of shared memory that each NVIDIA program takes besides its own."""
+def measure(variant: Variant) -> Row:
+    """Compiled, read and judged."""
+    import torch
+
+    from attn_control.kernels import aot_compile as make
+    from attn_control.kernels.aot_binary import read
+    from attn_control.kernels.triton.tune import Tile, wide
+
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    shape = make.Shape(
+        dim=variant.dim,
+        dtype=dtypes.get(variant.dtype, torch.float32),
+        extra=variant.extra,
+        tf32=variant.dtype != "fp32",
+    )
+    args, constants = make.launch(variant.kernel, shape, variant.target)
+    warps, stages = constants["num_warps"], constants["num_stages"]
+    tile = Tile(constants["M"], constants.get("N", 0), warps, stages)
+    function = make.KERNELS[variant.kernel]
+    binary = read(make.compile_for(variant.target, function, args, constants))
+    multiplies = variant.kernel in WALKS and variant.dtype != "fp32"
+    found = faults(variant.target, binary, matrix=multiplies)
+    dense, model = None, None
+    if variant.plain:
+        given = make.launch_dense(variant.kernel, shape, tile)
+        yardstick = make.YARDSTICKS[variant.kernel]
+        dense = read(make.compile_for(variant.target, yardstick, *given))
+        found += behind(variant.target, warps, binary, dense) if binary.share else []
+        chip, times = CHIPS[variant.target], []
+        for each, density in ((binary, DENSITY), (dense, 1.0)):
+            loop = Loop(variant.kernel, tile.m, tile.n, wide(variant.dim), warps, each.loop)
+            call = {"heads": shape.heads, "tokens": shape.tokens, "dim": shape.dim}
+            times.append(seconds(chip, loop, variant.precision, **call, density=density))
+        model = times[0][1], times[0][0] / times[1][0]
+    return Row(variant, tile, binary, dense, model, tuple(found))
 
 
-def occupancy(target: str, warps: int, binary: Binary) -> float:
-    """Warps that a multiprocessor holds at once, of those that it could: an estimate."""
-    chip = CHIPS[target]
-    a_lane = -(-max(binary.registers, 1) // chip.step) * chip.step
-    by_registers = chip.registers // (a_lane * chip.lanes * warps)
-    reserved = 0 if target.startswith("gfx") else RESERVED
-    by_shared = chip.shared_all * 1024 // max(1, binary.shared + reserved)
-    return min(by_registers, by_shared, chip.warps // warps) * warps / chip.warps
+def rows(variants: Sequence[Variant], jobs: int) -> Iterable[Row]:
+    """In their order, as they get ready."""
+    if jobs == 1:
+        yield from map(measure, variants)
+    else:
+        with ProcessPoolExecutor(jobs) as pool:
+            yield from pool.map(measure, variants)
 
 
-def faults(target: str, binary: Binary) -> list[str]:
-    """What is wrong with a kernel, if anything."""
-    found = []
-    if binary.spilled:
-        found.append(f"spills {binary.spilled} bytes a thread")
-    if binary.shared > CHIPS[target].shared * 1024:
-        found.append(f"needs {binary.shared} bytes of shared memory")
-    if not binary.matrix:
-        found.append("has no matrix instruction")
-    elif not binary.share:
-        found.append("has no matrix instruction in a loop")
-    return found
+def markdown(done: Sequence[Row], version: str) -> str:
+    """A page of the table, with what it means."""
+    head = [
+        "# The Triton kernels as compiled",
+        "",
+        f"Written by `python -m attn_control.kernels.aot --out` with triton {version}; nothing",
+        "here ran on a GPU. What the columns mean is in [README.md](README.md). **Columns with",
+        "(model) are computed from datasheets: they are not measured, and no speed-up.**",
+        "",
+        "| " + " | ".join(COLUMNS) + " | faults |",
+        "|" + "---|" * (len(COLUMNS) + 1),
+    ]
+    body = ["| " + " | ".join([*row.cells(), "; ".join(row.found)]) + " |" for row in done]
+    return "\n".join(head + body) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The table; 1 if a kernel has a fault."""
-    from attn_control.kernels.aot_binary import read
-    from attn_control.kernels.aot_compile import KERNELS, Shape, compile_for, launch
-
     parser = argparse.ArgumentParser(prog="python -m attn_control.kernels.aot", description=__doc__)
-    parser.add_argument("--targets", nargs="+", choices=CHIPS, default=[*CHIPS])
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=[*KERNELS])
-    parser.add_argument("--dims", nargs="+", type=int, default=[64, 128])
-    asked = parser.parse_args(argv)
-    print(
-        f"{'target':8} {'kernel':10} {'dim':>4} {'tile':>14} {'registers':>9} {'spilled':>8}",
-        end="",
+    parser.add_argument("--targets", nargs="+", choices=CHIPS)
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS)
+    parser.add_argument("--dims", nargs="+", type=int, help="64 and 128 if not given")
+    parser.add_argument(
+        *("--extras",),
+        choices=("none", "few", "all"),
+        default="none",
+        help="other precisions, the model's own mask, row orders",
     )
-    print(f" {'shared':>7} {'matrix':>6} {'of loop':>7} {'occupancy':>9}")
-    wrong = 0
-    for target in asked.targets:
-        for dim in asked.dims:
-            for kernel in asked.kernels:
-                given = launch(kernel, Shape(dim=dim), target)
-                binary = read(compile_for(target, KERNELS[kernel], *given))
-                c = given[1]
-                tile = f"{c['M']}x{c['N']} w{c['num_warps']} s{c['num_stages']}"
-                held = occupancy(target, c["num_warps"], binary)
-                found = faults(target, binary)
-                wrong += bool(found)
-                print(
-                    f"{target:8} {kernel:10} {dim:4} {tile:>14} {binary.registers:9}"
-                    f" {binary.spilled:8} {binary.shared:7} {binary.matrix:6} {binary.share:7.1%}"
-                    f" {held:9.0%}  {'; '.join(found)}".rstrip(),
-                    flush=True,
-                )
-    print(f"{wrong} kernels with faults" if wrong else "no faults")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
+    parser.add_argument("--out", type=Path, help="write the table there too, as Markdown")
+    asked = parser.parse_args(argv)
+    variants = chosen(asked.targets, asked.kernels, asked.dims, asked.extras)
+    wide = {name: max(len(name), size) for name, size in COLUMNS.items()}
+    print(*(name.rjust(size) for name, size in wide.items()))
+    done = []
+    for row in rows(variants, asked.jobs):
+        done.append(row)
+        cells = zip(row.cells(), wide.values(), strict=True)
+        print(*(cell.rjust(size) for cell, size in cells), "; ".join(row.found), flush=True)
+    wrong = sum(bool(row.found) for row in done)
+    if asked.out:
+        import triton
+
+        asked.out.write_text(markdown(done, triton.__version__), encoding="utf-8")
+    print(f"{wrong} of {len(done)} kernels with faults" if wrong else f"{len(done)}: no faults")
     return int(bool(wrong))
 
 

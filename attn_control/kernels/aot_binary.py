@@ -19,7 +19,7 @@ MATRIX = re.compile(r"\b(?:HMMA|QMMA|IMMA|HGMMA|QGMMA|IGMMA|UTC\w*MMA|v_mfma_\w+
 class Binary:
     """registers: a thread's (AMD: vector and accumulation registers); spilled: bytes a thread keeps
     in memory instead; shared: bytes a program; matrix: matrix instructions in all; share: of the
-    instructions in the innermost loop that has most of them.
+    instructions in the innermost loop that has most of them; loop: how many that loop has.
     """
 
     registers: int
@@ -27,6 +27,7 @@ class Binary:
     shared: int
     matrix: int
     share: float
+    loop: int = 0
 
 
 def read(compiled: Any) -> Binary:
@@ -70,8 +71,8 @@ def _amd(assembly: str, shared: int) -> Binary:
     return Binary(registers, scratch, shared, *_matrix(lines, r"^s_c?branch\w* (\.LBB\w+)"))
 
 
-def _matrix(lines: list[str], jump: str) -> tuple[int, float]:
-    """Matrix instructions, and their share of the innermost loop with most of them.
+def _matrix(lines: list[str], jump: str) -> tuple[int, float, int]:
+    """Matrix instructions, their share of the innermost loop with most of them, and its size.
 
     A loop is what lies between a label and a jump back to it.
     """
@@ -87,13 +88,13 @@ def _matrix(lines: list[str], jump: str) -> tuple[int, float]:
         for a, b in loops
         if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)
     ]
-    most, share = 0, 0.0
+    most, share, length = 0, 0.0, 0
     for a, b in inner:
         count = sum(is_matrix[a:b])
         size = sum(not line.startswith(".L") for line in lines[a:b])
         if count and (count, count / size) > (most, share):
-            most, share = count, count / size
-    return sum(is_matrix), share
+            most, share, length = count, count / size, size
+    return sum(is_matrix), share, length
 
 
 def _say(*command: object) -> str:

@@ -12,10 +12,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from attn_control.kernels.triton import backward, forward
-from attn_control.kernels.triton.launch import Extras, Walk, arguments, empty_out
+from attn_control.kernels.triton import backward, dense, forward
+from attn_control.kernels.triton.launch import Epilogue, Extras, Walk, arguments, empty_out
 from attn_control.kernels.triton.lists import lower, turned
-from attn_control.kernels.triton.tune import Tile, side, tiles
+from attn_control.kernels.triton.tune import Tile, side, tiles, wide
 from attn_control.masks.settle import settle
 
 TARGETS = {
@@ -26,21 +26,31 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "forward": forward.forward,
     "of_queries": backward.of_queries,
     "of_keys": backward.of_keys,
+    "row_sums": backward.row_sums,
+}
+YARDSTICKS: dict[str, Callable[..., Any]] = {
+    "forward": dense.dense_forward,
+    "of_queries": dense.dense_of_queries,
+    "of_keys": dense.dense_of_keys,
 }
 TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
     torch.int32: "i32",
+    torch.uint8: "u8",
 }
-
-
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+Launch = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A call of a real model: Flux at 1024 x 1024 pixels by default."""
+    """A call of a real model: Flux at 1024 x 1024 pixels by default.
+
+    extra: "bool" or "added", the model's own mask, for each pair; "orders", rows of queries and of
+    keys in orders of their own; or nothing. tf32: what float32 is multiplied as.
+    """
 
     batch: int = 1
     heads: int = 24
@@ -48,18 +58,28 @@ class Shape:
     dim: int = 128
     block: int = 128
     dtype: torch.dtype = torch.bfloat16
+    extra: str = ""
+    tf32: bool = True
+
+    @property
+    def whole(self) -> tuple[int, int, int, int]:
+        return self.batch, self.heads, self.tokens, self.dim
 
 
-def launch(
-    kernel: str, shape: Shape, target: str, tile: Tile | None = None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def tile_of(kernel: str, shape: Shape, target: str) -> Tile:
+    """As `run` takes it for this mask."""
+    tile: Tile = getattr(tiles(shape.dim, shape.dtype != torch.float32, target), kernel)
+    return tile._replace(m=side(shape.block, tile.m), n=side(shape.block, tile.n))
+
+
+def launch(kernel: str, shape: Shape, target: str, tile: Tile | None = None) -> Launch:
     """Arguments and constants of a launch over a mask with whole and with cut tiles; tensors of
     tokens are on no device, and take no memory.
     """
+    if kernel == "row_sums":
+        return _row_sums(shape)
     by_keys = kernel == "of_keys"
-    half = shape.dtype != torch.float32
-    tile = tile or getattr(tiles(shape.dim, half, target), kernel)
-    tile = tile._replace(m=side(shape.block, tile.m), n=side(shape.block, tile.n))
+    tile = tile or tile_of(kernel, shape, target)
     blocks = -(-shape.tokens // shape.block)
     cells = torch.ones(1, 1, blocks, blocks, dtype=torch.int32)
     cells[..., 0] = 2
@@ -68,20 +88,72 @@ def launch(
     grid = dict(q_block=shape.block, k_block=shape.block)
     mask = settle(cells, bits, **grid, q_regions=(shape.tokens,), k_regions=(shape.tokens,))
     walk = Walk(lower(turned(mask) if by_keys else mask, tile.n), 1, 1, tile)
-    whole = shape.batch, shape.heads, shape.tokens, shape.dim
-    q, k, v, grad = (
-        empty_out(torch.empty(whole, dtype=shape.dtype, device="meta")) for _ in range(4)
+    q, k, v, tensors, strided = _tensors(kernel, shape)
+    _, args, constants = arguments(
+        *(walk, _extras(shape), q, k, v, tensors, strided, shape.dim**-0.5),
+        by_keys=by_keys,
+        epilogue=Epilogue() if kernel == "forward" else None,
     )
-    sums = torch.empty(whole[:3], device="meta")
+    return args, constants | {"PRECISION": "tf32" if shape.tf32 else "ieee"}
+
+
+def launch_dense(kernel: str, shape: Shape, tile: Tile) -> Launch:
+    """The same of the yardstick, at a tile that is given."""
+    q, k, v, tensors, strided = _tensors(kernel, shape)
+    strides = [step for x in (q, k, v, *strided) for step in x.stride()[:3]]
+    numbers = shape.heads, shape.tokens, shape.tokens, shape.dim**-0.5
+    constants = {
+        "DIM": shape.dim,
+        "WIDE": wide(shape.dim),
+        "M": tile.m,
+        "N": tile.n,
+        "PRECISION": "tf32" if shape.tf32 else "ieee",
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+        "enable_fp_fusion": True,
+    }
+    return (*tensors, *strides, *numbers), constants
+
+
+def _tensors(kernel: str, shape: Shape) -> tuple[Any, ...]:
+    """q, k, v, what a kernel's arguments begin with, and whose strides follow the inputs'."""
+    q, k, v, grad = (
+        empty_out(torch.empty(shape.whole, dtype=shape.dtype, device="meta")) for _ in range(4)
+    )
+    sums = torch.empty(shape.whole[:3], device="meta")
     tensors, strided = {
         "forward": ((q, k, v, q, sums), (q,)),
         "of_queries": ((q, k, v, grad, sums, sums, q), (grad, q)),
         "of_keys": ((q, k, v, grad, sums, sums, k, v), (grad, k)),
     }[kernel]
-    scale = shape.dim**-0.5
-    none = Extras(None, None, None)
-    _, args, constants = arguments(walk, none, q, k, v, tensors, strided, scale, by_keys=by_keys)
-    return args, constants
+    return q, k, v, tensors, strided
+
+
+def _extras(shape: Shape) -> Extras:
+    batch, heads, tokens, _ = shape.whole
+    if shape.extra == "orders":
+        order = torch.empty(batch, heads, tokens, dtype=torch.int32, device="meta")
+        return Extras(order, order, None)
+    if shape.extra:
+        dtype = torch.bool if shape.extra == "bool" else shape.dtype
+        return Extras(None, None, torch.empty(batch, 1, tokens, tokens, dtype=dtype, device="meta"))
+    return Extras(None, None, None)
+
+
+def _row_sums(shape: Shape) -> Launch:
+    _, _, _, tensors, _ = _tensors("of_queries", shape)
+    out, grad, sums = tensors[0], tensors[3], tensors[4]
+    constants = {
+        "THROUGH_LSE": True,
+        "DIM": shape.dim,
+        "WIDE": wide(shape.dim),
+        "M": 64,
+        "num_warps": 4,
+        "num_stages": 1,
+        "enable_fp_fusion": True,
+    }
+    strides = *out.stride()[:3], *grad.stride()[:3]
+    return (out, grad, sums, sums, sums, sums, *strides, shape.heads, shape.tokens), constants
 
 
 def compile_for(

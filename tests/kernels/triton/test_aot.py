@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
-import torch
 
 from attn_control.kernels import aot
+from attn_control.kernels.aot_variants import KERNELS, chosen
+from attn_control.kernels.chips import CHIPS
 
-pytestmark = [
+compiles = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="needs the compiler"),
     pytest.mark.slow,
 ]
 
 
-def binary(kernel, target, tile=None, **shape):
-    from attn_control.kernels.aot_binary import read
-    from attn_control.kernels.aot_compile import KERNELS, Shape, compile_for, launch
-
-    given = launch(kernel, Shape(**shape), target, tile)
-    return read(compile_for(target, KERNELS[kernel], *given))
+def compiling(test):
+    for mark in compiles:
+        test = mark(test)
+    return test
 
 
+@compiling
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
-def test_kernels_compile_for_machines_that_are_not_here(target, capsys):
-    assert aot.main(["--targets", target, "--kernels", "forward", "--dims", "128"]) == 0
+def test_kernels_compile_for_machines_that_are_not_here(target, capsys, tmp_path):
+    page = tmp_path / "aot.md"
+    asked = ["--targets", target, "--kernels", "forward", "--dims", "128", "--out", str(page)]
+    assert aot.main(asked) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[1].split()[:3] == [target, "forward", "128"] and shown[-1] == "no faults"
+    assert shown[1].split()[:4] == [target, "forward", "128", "bf16"]
+    assert shown[-1] == "1: no faults"
+    written = page.read_text()
+    assert f"| {target} | forward | 128 | bf16 |" in written and "no speed-up" in written
 
 
+@compiling
 def test_a_kernel_made_to_spill_fails(monkeypatch, capsys):
     """Four warps for a tile that takes eight."""
     from attn_control.kernels import aot_compile
@@ -40,33 +49,117 @@ def test_a_kernel_made_to_spill_fails(monkeypatch, capsys):
     crowded = Tiles(*[Tile(128, 64, 4, 2)] * 3)
     monkeypatch.setattr(aot_compile, "tiles", lambda *_: crowded)
     assert aot.main(["--targets", "sm_80", "--kernels", "forward", "--dims", "128"]) == 1
-    assert "bytes a thread" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "bytes a thread" in shown and shown.endswith("1 of 1 kernels with faults\n")
 
 
-def test_a_kernel_without_matrix_instructions_fails():
-    """Exact products of float32, which no matrix unit of an A100 has."""
-    found = binary("forward", "sm_80", dim=32, block=32, dtype=torch.float32)
-    assert found.registers > 0 and found.matrix == 0
-    assert "has no matrix instruction" in aot.faults("sm_80", found)
+SUMS = '''
+@triton.jit
+def by_hand(a, b, sums=None, input_precision: tl.constexpr = ""):
+    """What tl.dot does, one product after the other."""
+    found = tl.sum(a.to(tl.float32)[:, :, None] * b.to(tl.float32)[None, :, :], 1)
+    return found if sums is None else sums + found
+'''
+
+
+@compiling
+def test_a_kernel_without_its_matrix_instructions_fails(monkeypatch, capsys, tmp_path):
+    """Ours, word for word, but for the products."""
+    from attn_control.kernels import aot_compile
+    from attn_control.kernels.triton import forward
+    from attn_control.kernels.triton.tune import Tile, Tiles
+
+    source = Path(forward.__file__).read_text()
+    assert source.count("tl.dot(") >= 2
+    head, kernel = source.split("@triton.jit", 1)
+    without = head + SUMS + "\n\n@triton.jit" + kernel.replace("tl.dot(", "by_hand(")
+    file = tmp_path / "without.py"
+    file.write_text(without)
+    spec = importlib.util.spec_from_file_location("without", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # A tile small enough that nothing else is wrong with it.
+    monkeypatch.setattr(aot_compile, "tiles", lambda *_: Tiles(*[Tile(16, 16, 4, 1)] * 3))
+    asked = ["--targets", "sm_80", "--kernels", "forward", "--dims", "16"]
+    assert aot.main(asked) == 0
+    capsys.readouterr()
+    monkeypatch.setitem(aot_compile.KERNELS, "forward", module.forward)
+    assert aot.main(asked) == 1
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.endswith(" has no matrix instruction"), line
+
+
+@compiling
+def test_exact_products_of_float32_are_held_to_all_but_the_matrix_unit():
+    row = aot.measure(aot.Variant("sm_80", "row_sums", 64))
+    assert row.found == () and row.binary.matrix == 0 and row.dense is None
+    assert row.cells()[4] == "64 w4"
+    exact = aot.measure(aot.Variant("sm_80", "forward", 32, "fp32"))
+    assert exact.found == () and exact.binary.matrix == 0
+    fast = aot.measure(aot.Variant("sm_80", "forward", 32, "tf32"))
+    assert fast.found == () and fast.binary.matrix > 0 and fast.model is None
+
+
+@compiling
+def test_instructions_of_a_loop_by_hand():
+    """sm_80, a tile of 64 x 32 at head dim 64: two products of 2 * 64 * 32 * 64 operations, in
+    instructions of 2 * 16 * 8 * 16, by 4 warps: 32 each, in one pass of the loop.
+    """
+    from attn_control.kernels import aot_compile as make
+    from attn_control.kernels.aot_binary import read
+    from attn_control.kernels.triton.tune import Tile
+
+    tile = Tile(64, 32, 4, 2)
+    args = make.launch_dense("forward", make.Shape(dim=64), tile)
+    found = read(make.compile_for("sm_80", make.YARDSTICKS["forward"], *args))
+    assert found.matrix == 32 and found.share * found.loop == pytest.approx(32)
+
+
+@dataclass
+class Stub:
+    """As `aot_binary.Binary`, whose module loads triton."""
+
+    registers: int = 128
+    spilled: int = 0
+    shared: int = 1024
+    matrix: int = 8
+    share: float = 0.2
 
 
 def test_what_does_not_fit_shared_memory_fails():
-    from attn_control.kernels.aot_binary import Binary
-
-    fits = Binary(128, 0, 99 * 1024, 8, 0.2)
-    assert aot.faults("sm_86", fits) == []
-    assert aot.faults("sm_86", Binary(128, 0, 99 * 1024 + 1, 8, 0.2)) == [
+    assert aot.faults("sm_86", Stub(shared=99 * 1024)) == []
+    assert aot.faults("sm_86", Stub(shared=99 * 1024 + 1)) == [
         "needs 101377 bytes of shared memory"
     ]
-    assert aot.faults("sm_80", Binary(128, 0, 99 * 1024, 8, 0.0)) == [
-        "has no matrix instruction in a loop"
-    ]
+    assert aot.faults("sm_80", Stub(share=0.0)) == ["has no matrix instruction in a loop"]
+    assert aot.faults("sm_80", Stub(matrix=0), matrix=False) == []
 
 
 def test_occupancy_by_hand():
-    from attn_control.kernels.aot_binary import Binary
-
     # 201 registers are 208 as they are handed out: 208 * 32 * 8 of 65536 once, 8 of 64 warps.
-    assert aot.occupancy("sm_80", 8, Binary(201, 0, 49664, 1, 1.0)) == 8 / 64
+    assert aot.occupancy("sm_80", 8, Stub(201, shared=49664)) == 8 / 64
     # 64 registers: four by them, and three by 48 of 164 KiB.
-    assert aot.occupancy("sm_80", 8, Binary(64, 0, 47 * 1024, 1, 1.0)) == 24 / 64
+    assert aot.occupancy("sm_80", 8, Stub(64, shared=47 * 1024)) == 24 / 64
+
+
+def test_falling_behind_the_yardstick_fails():
+    dense = Stub(128, share=0.2)
+    assert aot.behind("sm_80", 4, Stub(128, share=0.19), dense) == []
+    assert aot.behind("sm_80", 4, Stub(128, share=0.18), dense) == [
+        "share of the loop 0.900 of dense's"
+    ]
+    # 128 registers: four programs of 4 warps, 16 of 64; 136: three.
+    assert aot.behind("sm_80", 4, Stub(136, share=0.3), dense) == ["occupancy 19%, dense's 25%"]
+
+
+def test_what_is_compiled():
+    few, every = chosen(None, None, None, "few"), chosen(None, None, [32, 64, 128, 256], "all")
+    assert len(set(few)) == len(few) and len(set(every)) == len(every)
+    assert {(v.target, v.dim) for v in few if v.plain} >= {(t, d) for t in CHIPS for d in (64, 128)}
+    for found in (few, every):
+        assert {v.kernel for v in found} == set(KERNELS)
+        assert {v.dtype for v in found} == {"bf16", "fp16", "tf32", "fp32"}
+        assert {v.extra for v in found} == {"", "bool", "added", "orders"}
+        assert {v.dim for v in found} == {32, 64, 128, 256}
+    assert {v.target for v in every if v.extra} == set(CHIPS)
+    assert chosen(["sm_80"], ["forward"], [64], "none") == [aot.Variant("sm_80", "forward", 64)]

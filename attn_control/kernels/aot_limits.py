@@ -1,0 +1,54 @@
+"""What a compiled kernel is held to, and how many of its programs a multiprocessor holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attn_control.kernels.chips import CHIPS
+
+if TYPE_CHECKING:
+    from attn_control.kernels.aot_binary import Binary
+
+RESERVED = 1024
+"""Bytes of shared memory that each NVIDIA program takes besides its own."""
+SHARE = 0.95
+"""Of the dense yardstick's share of matrix instructions in the loop: walking lists may cost that
+little.
+"""
+
+
+def occupancy(target: str, warps: int, binary: Binary) -> float:
+    """Warps that a multiprocessor holds at once, of those that it could: an estimate."""
+    chip = CHIPS[target]
+    a_lane = -(-max(binary.registers, 1) // chip.step) * chip.step
+    by_registers = chip.registers // (a_lane * chip.lanes * warps)
+    reserved = 0 if target.startswith("gfx") else RESERVED
+    by_shared = chip.shared_all * 1024 // max(1, binary.shared + reserved)
+    return min(by_registers, by_shared, chip.warps // warps) * warps / chip.warps
+
+
+def faults(target: str, binary: Binary, *, matrix: bool = True) -> list[str]:
+    """What is wrong with a kernel, if anything. matrix: whether it multiplies matrices, in a
+    precision that the chip has a unit for.
+    """
+    found = []
+    if binary.spilled:
+        found.append(f"spills {binary.spilled} bytes a thread")
+    if binary.shared > CHIPS[target].shared * 1024:
+        found.append(f"needs {binary.shared} bytes of shared memory")
+    if matrix and not binary.matrix:
+        found.append("has no matrix instruction")
+    elif matrix and not binary.share:
+        found.append("has no matrix instruction in a loop")
+    return found
+
+
+def behind(target: str, warps: int, binary: Binary, dense: Binary) -> list[str]:
+    """In what a kernel falls behind the yardstick at its own tile."""
+    found = []
+    if binary.share < SHARE * dense.share:
+        found.append(f"share of the loop {binary.share / dense.share:.3f} of dense's")
+    mine, its = (occupancy(target, warps, each) for each in (binary, dense))
+    if mine < its:
+        found.append(f"occupancy {mine:.0%}, dense's {its:.0%}")
+    return found
