@@ -100,6 +100,10 @@ class Shelf:
             self._weights[choice] = fingerprint(choice)
         return self._weights[choice]
 
+    def known(self, name: Any) -> Facts | None:
+        """The facts of a model that was loaded before. Raises Refused at "model"."""
+        return self._facts.get(allowed(name, self.settings))
+
     def facts(self, name: Any) -> Facts:
         """Of a model, which is loaded for it the first time.
 

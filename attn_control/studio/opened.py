@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from attn_control import zoo
 from attn_control.catalog import find_preset
@@ -12,7 +12,6 @@ from attn_control.render.job import Job, Sampler, Variant
 from attn_control.render.jobfile import job_from_text
 from attn_control.studio.facts import Facts
 from attn_control.studio.form import ControlOptions, Form, Method, form_of
-from attn_control.studio.models import Shelf
 from attn_control.studio.settings import Refused, Settings
 
 # What an uploaded file begins with when it is something else under a new name.
@@ -53,7 +52,10 @@ def text_of_upload(raw: bytes, settings: Settings) -> str:
 
 
 def open_job(
-    text: str, shelf: Shelf, methods: Iterable[Method], settings: Settings
+    text: str,
+    facts_of: Callable[[str], Facts],
+    methods: Iterable[Method],
+    settings: Settings,
 ) -> tuple[Form, Facts, list[str]]:
     """The form of a job, the facts of its model, and what was left out of it, a sentence each.
 
@@ -74,7 +76,7 @@ def open_job(
     _check_model(job, settings)
     prompt, seed = _prompt_and_seed(job, notes)
     sampler, controls = _variant(job, notes)
-    facts = shelf.facts(job.model.name)
+    facts = facts_of(job.model.name)
     form: Form = {"model": facts.model, "prompt": prompt, "seed": seed, **facts.start}
     form |= _sampler_form(sampler, facts)
     shown, left = form_of(controls, methods)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from attn_control.processors.soft_pag import OPS
+from typing import Any
+
 from attn_control.processors.skip_layers import WHAT
+from attn_control.processors.soft_pag import OPS
 from attn_control.studio.form import WINDOW, Field, Method
 
 NAME = "Guidance"
@@ -86,3 +88,11 @@ METHODS = (
         ),
     ),
 )  # fmt: skip
+
+
+def layout(ui: Any) -> None:
+    """The tab's sections, and nothing else."""
+    from attn_control.studio.layout import section
+
+    for method in METHODS:
+        section(ui, method)

@@ -1,0 +1,234 @@
+"""The page's events: each reads the form, asks the studio, and says what to show."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from attn_control.studio import show
+from attn_control.studio.examples import EXAMPLES
+from attn_control.studio.facts import Facts
+from attn_control.studio.form import Form, Method, form_of
+from attn_control.studio.layout import GRIDS, Ui, grid_html
+from attn_control.studio.page import WITH, WITHOUT
+from attn_control.studio.runner import Run
+from attn_control.studio.settings import Refused
+from attn_control.studio.studio import Studio
+
+POLL = 0.1  # seconds between two looks at a run
+SHOWN = 40  # pictures that the gallery keeps
+_QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+def start_form(facts: Facts, methods: tuple[Method, ...]) -> Form:
+    """What the page opens with, and what a model starts with."""
+    form, _ = form_of((), methods)
+    return {"seed": 0, "negative": "", **facts.start, **form}
+
+
+def owner_of(request: gr.Request) -> str:
+    """The browser's page; a run is cancelled by the page that began it, and by no other."""
+    return str(request.session_hash)
+
+
+def connect(page: gr.Blocks, ui: Ui, studio: Studio) -> None:
+    """Bind every event."""
+    _Events(ui, studio).bind(page)
+
+
+class _Events:
+    def __init__(self, ui: Ui, studio: Studio) -> None:
+        self.ui, self.studio = ui, studio
+
+    # ---- from names to components
+
+    def bind(self, page: gr.Blocks) -> None:
+        ui, parts = self.ui, self.ui.parts
+        results = ["status", "compare", "figures", "report", "gallery", "history", "go", "cancel"]
+        shown = self.named([*results, "seed", *ui.alerts])
+        form = [*ui.fields, parts["dice"], parts["history"]]
+        # The studio's own line keeps the device to one run; here only as many as may wait.
+        gr.on(
+            [parts["go"].click, parts["prompt"].submit],
+            self.run,
+            form,
+            shown,
+            concurrency_limit=self.studio.settings.waiting + 2,
+            **_QUICK,
+        )
+        parts["cancel"].click(self.cancel, None, parts["status"], queue=False, **_QUICK)
+        filled = self.named([*self.fillable(), *ui.alerts, "job.notes"])
+        parts["model"].change(self.choose, [parts["model"]], filled, **_QUICK)
+        text = parts["job.text"]
+        parts["job.apply"].click(self.apply, [text], filled, **_QUICK)
+        parts["job.upload"].upload(self.upload, [parts["job.upload"]], filled, **_QUICK)
+        for number, _ in enumerate(EXAMPLES):
+            if f"example.{number}" in parts:
+                button = parts[f"example.{number}"]
+                button.click(self.example(number), None, filled, **_QUICK)
+        written = [text, parts["alert.job"]]
+        changes = [part.change for part in ui.fields]
+        gr.on(
+            [*changes, page.load], self.write, ui.fields, written,
+            queue=False, trigger_mode="always_last", **_QUICK,
+        )  # fmt: skip
+        page.unload(self.leave)
+
+    def named(self, names: list[str]) -> list[Any]:
+        return [self.ui.parts[name] for name in names]
+
+    def parts_of(self, changes: Mapping[str, Any]) -> dict[Any, Any]:
+        """Changes by name as Gradio takes them."""
+        return {self.ui.parts[name]: value for name, value in changes.items()}
+
+    def fillable(self) -> list[str]:
+        grids = [name for name in self.ui.parts if name.endswith(".grid")]
+        return [*self.ui.inputs, *grids]
+
+    def form(self, values: tuple[Any, ...]) -> Form:
+        return dict(zip(self.ui.inputs, values, strict=True))
+
+    def refusals(self, error: Refused | None) -> dict[str, Any]:
+        """All places, of which one has a sentence."""
+        said: dict[str, Any] = dict.fromkeys(self.ui.alerts, "")
+        if error is not None:
+            place = f"alert.{error.place}"
+            said[place if place in said else "alert.run"] = show.alert(str(error))
+        return said
+
+    def filled(self, form: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+        """The page's fields and grids with these values."""
+        changes: dict[str, Any] = {name: form[name] for name in self.ui.inputs if name in form}
+        changes["frames"] = gr.update(value=form.get("frames") or 1, visible=facts.video)
+        changes["cfg"] = gr.update(value=form.get("cfg") or 1.0, visible=facts.cfg is not None)
+        for method in self.studio.methods:
+            for field in method.fields:
+                if field.kind in GRIDS:
+                    name = f"{method.control}.{field.option}"
+                    label = f"{field.label} of {method.control}"
+                    text = form.get(name, "")
+                    whole = field.kind == "layers"
+                    changes[f"{name}.grid"] = grid_html(facts, text, label, whole)
+        return changes
+
+    # ---- a run
+
+    async def run(self, *values: Any, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
+        *fields, dice, history = values
+        form, owner = self.form(tuple(fields)), owner_of(request)
+        changes = self.refusals(None)
+        if dice is True:
+            form["seed"] = changes["seed"] = secrets.randbelow(2**31)
+        busy = {"go": gr.update(interactive=False), "cancel": gr.update(interactive=True)}
+        idle = {"go": gr.update(interactive=True), "cancel": gr.update(interactive=False)}
+        yield self.parts_of({**changes, **busy, "status": show.status("preparing", 0.0)})
+        try:
+            run = await asyncio.to_thread(self.studio.submit, owner, form)
+        except Refused as error:
+            yield self.parts_of({**self.refusals(error), **idle, "status": ""})
+            return
+        try:
+            last: Any = None
+            while not run.wait(0):
+                now = self.progress(run)
+                if now != last:
+                    yield self.parts_of(now if last is None else _changed(last, now))
+                    last = now
+                await asyncio.sleep(POLL)
+        finally:
+            if run.open:  # the browser went away
+                run.cancel()
+        ended = {**self.results(run), **self.refusals(run.error), **idle}
+        ended["status"] = show.status(_ENDED[run.state], None)
+        if run.state == "done":
+            ended["history"] = history = (_pictures(run) + list(history or []))[:SHOWN]
+            ended["gallery"] = history
+        yield self.parts_of(ended)
+
+    def progress(self, run: Run) -> dict[str, Any]:
+        ahead = self.studio.runner.ahead(run)
+        text = f"waiting: {ahead} before you" if ahead else run.text
+        return {"status": show.status(text, run.share), **self.results(run)}
+
+    def results(self, run: Run) -> dict[str, Any]:
+        """What is finished so far; the last run's pictures stay until there is something new."""
+        result = run.result
+        if result is None or not result.sides:
+            return {}
+        return {
+            "compare": show.compare(result),
+            "figures": show.figures(result),
+            "report": show.report(result),
+        }
+
+    def cancel(self, request: gr.Request) -> Any:
+        found = self.studio.cancel(owner_of(request))
+        return show.status("cancelling at the next step" if found else "nothing is running", None)
+
+    def leave(self, request: gr.Request) -> None:
+        self.studio.cancel(owner_of(request))
+
+    # ---- what fills the page
+
+    def fill(self, make: Callable[[str], tuple[Form, Facts, list[str]]], owner: str) -> Any:
+        try:
+            form, facts, lines = make(owner)
+        except Refused as error:
+            return self.parts_of({**self.refusals(error), "job.notes": ""})
+        changes = {**self.filled(form, facts), **self.refusals(None)}
+        return self.parts_of({**changes, "job.notes": show.notes(lines)})
+
+    def choose(self, model: Any, request: gr.Request) -> Any:
+        """Another model: its sampler and its grids; the prompt stays, heads of the old one go."""
+
+        def make(owner: str) -> tuple[Form, Facts, list[str]]:
+            facts = self.studio.facts(owner, model)
+            return start_form(facts, self.studio.methods), facts, []
+
+        return self.fill(make, owner_of(request))
+
+    def apply(self, text: Any, request: gr.Request) -> Any:
+        return self.fill(lambda owner: self.studio.open(owner, str(text)), owner_of(request))
+
+    def upload(self, raw: Any, request: gr.Request) -> Any:
+        data = raw if isinstance(raw, bytes) else b""
+        return self.fill(lambda owner: self.studio.open_upload(owner, data), owner_of(request))
+
+    def example(self, number: int) -> Callable[..., Any]:
+        example = EXAMPLES[number]
+
+        def make(owner: str) -> tuple[Form, Facts, list[str]]:
+            facts = self.studio.facts(owner, example.model)
+            shown, _ = form_of(example.controls, self.studio.methods)
+            form = start_form(facts, self.studio.methods) | shown
+            form |= {"model": example.model, "prompt": example.prompt}
+            return form | ({} if example.cfg is None else {"cfg": example.cfg}), facts, []
+
+        def clicked(request: gr.Request) -> Any:
+            return self.fill(make, owner_of(request))
+
+        return clicked
+
+    def write(self, *values: Any, request: gr.Request) -> tuple[str, str]:
+        """The job of the page as it is now."""
+        try:
+            return self.studio.job(owner_of(request), self.form(values)), ""
+        except Refused as error:
+            return f"# no job yet: {error}", ""
+
+
+_ENDED = {"done": "done", "cancelled": "cancelled", "failed": "not finished"}
+
+
+def _changed(last: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in now.items() if last.get(name) != value}
+
+
+def _pictures(run: Run) -> list[tuple[str, str]]:
+    sides = [run.result.sides[name] for name in (WITH, WITHOUT) if name in run.result.sides]
+    seed = run.result.page.seed
+    return [(str(side.file), f"{side.variant} control, seed {seed}") for side in sides]
