@@ -135,6 +135,8 @@ class Step:
         index, total: position in the scheduler's timesteps and their number; None on a bare model.
         sigma: noise level, in the scheduler's own units; None where the scheduler has none.
         branch: of every batch row: "cond", "uncond", "perturbed:<id>" or "other:<name>".
+        level, levels: position among the run's distinct timesteps, and their number: a solver that
+            calls the model twice at one timestep stays at one level. None as ``index`` is.
     """
 
     run_id: int
@@ -142,6 +144,8 @@ class Step:
     total: int | None
     sigma: float | None
     branch: tuple[str, ...]
+    level: int | None = None
+    levels: int | None = None
 
     @property
     def progress(self) -> float | None:
@@ -168,9 +172,10 @@ class Call:
     """One softmax attention about to run, with everything a plan may need.
 
     q: (batch, heads, q_tokens, head_dim); k, v: (batch, kv_heads, k_tokens, head_dim); mask: as the
-        model gave it.
-    ``original()`` runs the untouched diffusers call, with the user's backend and parallel
-    configuration, and returns (batch, heads, q_tokens, head_dim).
+        model gave it; causal: whether it asked for a causal mask instead.
+    ``original(heads)`` runs the untouched diffusers call, with the user's backend and parallel
+    configuration, of all heads (None) or of some; it returns (batch, those heads, q_tokens,
+    head_dim).
     """
 
     site: Site
@@ -180,7 +185,21 @@ class Call:
     v: Tensor
     mask: Tensor | None
     scale: float | None
-    original: Callable[[], Tensor]
+    original: Callable[..., Tensor]
+    causal: bool = False
+
+
+def heads_of(x: Tensor | None, heads: tuple[int, ...], total: int, dim: int) -> Tensor | None:
+    """Some heads of a tensor: of queries, of keys that fewer heads share, or of a mask.
+
+    heads: ascending; total: heads of the queries; dim: where heads stand. Dimensions of size 1, and
+    masks without one, stand for all.
+    """
+    if x is None or x.ndim < 4 or x.shape[dim] == 1:
+        return x
+    shared = total // x.shape[dim]
+    index = torch.tensor([head // shared for head in heads], device=x.device)
+    return x.index_select(dim, index)
 
 
 def rows_in(sample: Any) -> int:

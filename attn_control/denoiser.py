@@ -135,7 +135,7 @@ class Denoiser:
         for entry in active:
             refuse_pipeline(tracker.pipe, entry.control)  # not the attached one, perhaps
             entry.begin(step, tracker.run)
-        due = [entry for entry in active if entry.control.when.holds(step, str(entry.control))]
+        due = [entry for entry in active if entry.due_at(step)]
         cond = step.rows("cond")
         for entry in due:
             if entry.control.branch == "uncond":
@@ -157,7 +157,7 @@ class Denoiser:
                 " of keys and values, into which another forward would write; switch the cache off"
             )
         riders = [entry for entry in guides if entry.control.rides and cond is not None]
-        main = Pass(arguments, in_place, cond, uncond=step.rows("uncond"))
+        main = Pass(arguments, in_place, cond, uncond=step.rows("uncond"), branch=step.branch)
         main = with_riders(main, riders, self.family)
         output = self._forward(forward, main, step, [self.plain])
         if not guides:
@@ -171,7 +171,12 @@ class Denoiser:
             if entry.number in ridden:
                 rows = ridden[entry.number]
                 perturbed = everything[slice(*rows)]
-                bare = replace(main, arguments=_copied(spare), acting=in_place)
+                bare = replace(
+                    main,
+                    arguments=_copied(spare),
+                    acting=in_place,
+                    alias=f"unperturbed:{entry.number}",
+                )
                 unperturbed = functools.partial(self._unperturbed, forward, bare, step, rows)
             else:
                 perturbed, unperturbed = self._perturbed(
@@ -211,18 +216,23 @@ class Denoiser:
         """
         in_place = [other for other in in_place if other.control.branch != "uncond"]
         alone, count = slice_rows(self.family, spare, cond), cond[1] - cond[0]
+        own = f"perturbed:{entry.number}"
         if alone is not None:
-            run = Pass(_copied(alone), [*in_place, entry], (0, count))
+            run = Pass(_copied(alone), [*in_place, entry], (0, count), branch=(own,) * count)
         else:
-            run = Pass(_copied(spare), [*in_place, entry], cond, perturbed=cond)
+            run = replace(
+                Pass(_copied(spare), [*in_place, entry], cond, perturbed=cond),
+                branch=step.branch,
+                alias=own,
+            )
         with self.caches.branch(f"perturbed:{entry.number}"):
             perturbed = sample_of(self._forward(forward, run, step, [self.guided, entry.watch]))
         if alone is None:
             return perturbed[slice(*cond)], None
         if count == rows_in(spare[self.family.sample]):
             return perturbed, None
-        again = Pass(_copied(alone), in_place, run.cond)
         name = f"unperturbed:{entry.number}"
+        again = Pass(_copied(alone), in_place, run.cond, branch=(name,) * count)
         return perturbed, functools.partial(self._unperturbed, forward, again, step, None, name)
 
     def _unperturbed(
@@ -279,6 +289,7 @@ class Denoiser:
         rows = rows_in(run.arguments[self.family.sample])
         run, kwargs = append(run, self.phases.entries, self.family)
         plans = self.phases.plans(run)
+        step = replace(step, branch=run.branches)
         self.phases.apply(plans, step)
         device = tensor_in(run.arguments[self.family.sample]).device
         for watch in watches:

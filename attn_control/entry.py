@@ -10,6 +10,8 @@ from torch import Tensor
 from attn_control.caches import StepCaches
 from attn_control.call import Site, Step
 from attn_control.errors import AttnControlError
+from attn_control.ledger import Ledger, label
+from attn_control.policy import DENSE
 from attn_control.processors.control import Control
 from attn_control.report import Stopwatch
 from attn_control.select import Window
@@ -24,10 +26,17 @@ class Entry:
         heads: selected heads by site.
         moved: its guidance has been seen to change a prediction.
         runs: ids of the runs that it saw begin; last: (index, total) of the last step it saw.
+        ledger: what its calls came to, if it is sparse; spared: sites that its policy keeps dense.
     """
 
-    def __init__(self, control: Control, heads: dict[Site, tuple[int, ...]]) -> None:
-        self.control, self.heads = control, heads
+    def __init__(
+        self,
+        control: Control,
+        heads: dict[Site, tuple[int, ...]],
+        spared: Iterable[Site] = (),
+    ) -> None:
+        self.control, self.heads, self.spared = control, heads, tuple(spared)
+        self.ledger = Ledger() if control.sparse else None
         self.number = -1
         self.moved = False
         self._unproven = set(heads)  # sites not yet seen to act
@@ -43,8 +52,19 @@ class Entry:
         if step.run_id in self.runs:
             return
         if run is not None:
-            check_window(self.control, self.control.when, run.values, run.sigmas, run.first)
+            due = check_window(self.control, self.control.when, run.values, run.sigmas, run.first)
+            self.control.refuse_run(due, run.levels)
         self.runs.append(step.run_id)
+
+    def due_at(self, step: Step) -> bool:
+        """Whether it has anything to do at a step; a sparse control notes what stays dense."""
+        due = self.control.when.holds(step, str(self.control))
+        due = due and not self.control.stays_dense(step)
+        if self.ledger is not None:
+            self.ledger.dense(step, self.spared if due else (*self.heads, *self.spared))
+            if due:
+                self.ledger.dense(step, self.ledger.spared)
+        return due
 
     def expect_negative(self, step: Step, split: bool) -> None:
         """Refuse a run without a negative pass. In split guidance that comes after the conditional
@@ -79,6 +99,7 @@ class Entry:
         """
         if self._unproven:
             due = self.control.sites_at(step, self.heads) & self._unproven
+            due -= self.ledger.spared if self.ledger is not None else set()
             self._prove(step, due, zip(sites, counts.tolist(), ran, strict=True), caches)
         self._history.append((step, sites, counts))
 
@@ -120,6 +141,8 @@ class Entry:
     @property
     def fired(self) -> bool:
         """Whether it acted anywhere, ever."""
+        if self.ledger is not None:
+            return any(row.outcome != DENSE for row in self.ledger.rows)
         return any(bool(counts.any()) for _, _, counts in self._history)
 
     @property
@@ -129,6 +152,8 @@ class Entry:
 
     def evidence(self) -> Evidence:
         """What it did, by site and by step."""
+        if self.ledger is not None:
+            return self._booked(self.ledger)
         calls = dict.fromkeys(self.heads, 0)
         steps: dict[int, list[int]] = {}
         skipped: dict[int, list[int]] = {}
@@ -147,6 +172,19 @@ class Entry:
             if not all(here.values()):
                 _note(skipped, step)
         return Evidence(calls, steps, skipped)
+
+    def _booked(self, ledger: Ledger) -> Evidence:
+        """As the ledger has it: its plans also run where a call then stays dense."""
+        sites = {label(site): site for site in self.heads}
+        calls, steps = dict.fromkeys(self.heads, 0), {}
+        for row in ledger.rows:
+            if row.outcome == DENSE:
+                continue
+            calls[sites[row.layer]] += 1
+            seen = steps.setdefault(row.run, [])
+            if row.index is not None and row.index not in seen:
+                seen.append(row.index)
+        return Evidence(calls, steps, {})
 
 
 @dataclass(frozen=True)

@@ -166,13 +166,19 @@ class SpreadPlan:
             mask = k.gather(mask, mask.ndim - 1)
         if mask is not None and mask.ndim > 2 and mask.shape[-2] == q_local > 1:
             mask = q.gather(mask, mask.ndim - 2)
+
+        def original(heads: tuple[int, ...] | None = None) -> Tensor:
+            # All heads, whatever is asked: processes may share them out among themselves.
+            out = q.gather(call.original(), 2)
+            return out if heads is None else out[:, list(heads)]
+
         whole = replace(
             call,
             q=q.gather(call.q, 2),
             k=call.k if k is None else k.gather(call.k, 2),
             v=call.v if k is None else k.gather(call.v, 2),
             mask=mask,
-            original=lambda: q.gather(call.original(), 2),
+            original=original,
         )
         return q.own(self.plan.run(whole, fired), 2)
 

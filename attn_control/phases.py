@@ -17,7 +17,7 @@ from attn_control.errors import AttnControlError
 from attn_control.families import Family
 from attn_control.intercept import Interception
 from attn_control.parallel import SpreadPlan, refuse_spread_series, spread
-from attn_control.plan import Plan, PlanBuilder, PlanSeries
+from attn_control.plan import Plan, PlanBuilder, PlanSeries, Records
 from attn_control.processors.pairs import check_pairs
 
 MAX_STRUCTURES = 8
@@ -37,6 +37,8 @@ class Pass:
             may change, None for all.
         appended: cond rows that run once more behind all others, with other text or perturbed.
         riders: guides whose perturbed rows are among those: their number and rows.
+        branch: of every row, appended ones left out; alias: added to every name, in an extra
+            forward that holds all rows.
     """
 
     arguments: dict[str, Any]
@@ -46,6 +48,18 @@ class Pass:
     appended: int = 0
     uncond: Rows | None = None
     riders: tuple[tuple[int, Rows], ...] = ()
+    branch: tuple[str, ...] = ()
+    alias: str = ""
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Of every row, appended ones too: what is kept of one must not meet another."""
+        more = ["appended"] * self.appended
+        for number, (first, last) in self.riders:
+            start = first - len(self.branch)
+            more[start : start + last - first] = [f"perturbed:{number}"] * (last - first)
+        names = (*self.branch, *more)
+        return tuple(f"{name}, {self.alias}" for name in names) if self.alias else names
 
     def rows_of(self, entry: Entry) -> Rows | None:
         """The rows that a control may change, None for all."""
@@ -74,6 +88,7 @@ class Phases:
         self.entries: list[Entry] = []
         self._bypasses: dict[tuple[Site, str], list[Bypass]] = {}
         self._plans: dict[Any, tuple[dict[Any, Any], list[Any]]] = {}
+        self.records = Records()
 
     def set_entries(self, entries: list[Entry]) -> None:
         """The controls in force changed: forget what was compiled, swap the modules to be
@@ -87,8 +102,11 @@ class Phases:
         self.forget()
         for port in self.interception.ports:
             port.fired = None
+        self.records.ledgers.clear()
         for number, entry in enumerate(entries):
             entry.number = number
+            if entry.ledger is not None:
+                self.records.ledgers[number] = entry.ledger
             if self.family.layout is None and "layout" in entry.control.needs:
                 raise self._no_layout(entry.control, next(iter(entry.heads)))
             kind = entry.control.bypass
@@ -104,8 +122,9 @@ class Phases:
                     self._bypasses[site, kind] = found
 
     def forget(self) -> None:
-        """Drop compiled plans."""
+        """Drop compiled plans, and what controls keep from call to call."""
         self._plans.clear()
+        self.records.memory.clear()
 
     def apply(self, plans: dict[Any, Any], step: Step | None = None) -> None:
         """Put plans on their ports, counters at zero; all other ports pass through."""
@@ -201,7 +220,16 @@ class Phases:
             refuse_spread_series(self.model, site)
             softmaxes = with_appended(found, run.cond, run.appended, total)
         builders = [
-            PlanBuilder(len(self.entries), site, device, total + run.appended) for _ in softmaxes
+            PlanBuilder(
+                len(self.entries),
+                site,
+                device,
+                total + run.appended,
+                records=self.records,
+                part=part,
+                span=softmax.rows,
+            )
+            for part, softmax in enumerate(softmaxes)
         ]
         for entry in selecting:
             control, own = entry.control, self._own_rows(entry, run)

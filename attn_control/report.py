@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from attn_control.ledger import Summary
+
 
 class Stopwatch:
     """Seconds and peak memory around forwards; on CUDA through events, so that nothing waits."""
@@ -66,11 +68,21 @@ class ControlRecord:
 
     ``steps`` and ``skipped`` are by run: where it acted, and where a step cache answered in place
     of some or all of its attention, so that there was nothing to act on.
+
+    Of sparse controls, over all steps, layers and branches that they select, dense ones too:
+    ``density`` is the share of query-key pairs that outputs were read from, ``computed`` the work
+    done in dense attentions (above the density where blocks are read in vain, and where a refresh
+    runs a mask too), ``layers`` the density by layer and step, ``outcomes`` how many calls came to
+    what.
     """
 
     name: str
     idle: str | None
     density: float = 1.0
+    computed: float = 1.0
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     sites: dict[str, dict[str, Any]] = field(default_factory=dict)
     steps: dict[int, list[int]] = field(default_factory=dict)
     skipped: dict[int, list[int]] = field(default_factory=dict)
@@ -91,8 +103,36 @@ class ControlRecord:
             runs.append(f"{acted} ({cached} cached)" if cached else acted)
         return "; ".join(runs) or "-"
 
+    def read(self, found: Summary | None) -> None:
+        """Take in what a sparse control's ledger says."""
+        if found is None:
+            return
+        told = found.to_dict()
+        self.density, self.computed = found.density, found.computed
+        self.layers, self.outcomes, self.notes = told["by_layer"], found.outcomes, found.notes
+
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "fired": self.fired}
+
+    def lines(self) -> list[str]:
+        """Density by layer and step, layers and steps that are alike taken together."""
+        if not self.layers:
+            return []
+        alike: dict[tuple[tuple[str, float], ...], list[str]] = {}
+        for layer, steps in self.layers.items():
+            alike.setdefault(tuple(steps.items()), []).append(layer)
+        calls = ", ".join(f"{count} {name}" for name, count in self.outcomes.items())
+        found = [
+            f"{self.name}: density {self.density:.3f}, computed {self.computed:.3f} of dense;"
+            f" {calls}"
+        ]
+        for steps, layers in alike.items():
+            by_density: dict[str, list[int]] = {}
+            for step, density in steps:
+                by_density.setdefault(f"{density:.3f}", []).append(int(step))
+            told = "; ".join(f"{d} at {_ranges(at)}" for d, at in by_density.items())
+            found.append(f"  {_together(layers)}: {told}")
+        return [*found, *(f"  {note}" for note in self.notes)]
 
 
 @dataclass
@@ -100,13 +140,14 @@ class Report:
     """All of it. ``str(report)`` is a table; ``to_dict()`` is ready for JSON.
 
     ``plain`` and ``guided`` hold calls, seconds and peak bytes of the forwards without and with
-    perturbation.
+    perturbation. ``kept_bytes``: the most that controls kept from step to step at once.
     """
 
     controls: list[ControlRecord]
     plain: dict[str, float]
     guided: dict[str, float]
     notes: list[str]
+    kept_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -114,6 +155,7 @@ class Report:
             "plain": self.plain,
             "guided": self.guided,
             "notes": self.notes,
+            "kept_bytes": self.kept_bytes,
         }
 
     def __str__(self) -> str:
@@ -140,6 +182,11 @@ class Report:
                 f"{name}: {use['calls']} calls, {use['seconds']:.2f} s, peak"
                 f" {use['peak_bytes'] / 2**20:.0f} MiB"
             )
+        for record in self.controls:
+            for line in record.lines():
+                console.print(line, soft_wrap=True, markup=False)
+        if self.kept_bytes:
+            console.print(f"kept from step to step: at most {self.kept_bytes / 2**20:.1f} MiB")
         for note in self.notes:
             console.print(f"note: {note}")
         return out.getvalue().rstrip()
@@ -148,6 +195,20 @@ class Report:
 def usage(watch: Stopwatch) -> dict[str, float]:
     """A stopwatch as plain numbers."""
     return {"calls": watch.calls, "seconds": watch.seconds, "peak_bytes": watch.peak_bytes}
+
+
+def _together(layers: list[str]) -> str:
+    """``[L1.self, L2.self, L5.self]`` as ``L1-2.self, L5.self``."""
+    by_kind: dict[tuple[str, str], list[int]] = {}
+    for layer in layers:
+        model, _, name = layer.rpartition(":")
+        number, _, slot = name.removeprefix("L").partition(".")
+        by_kind.setdefault((f"{model}:" if model else "", slot), []).append(int(number))
+    return ", ".join(
+        f"{model}L{part}.{slot}"
+        for (model, slot), numbers in by_kind.items()
+        for part in _ranges(numbers).split(", ")
+    )
 
 
 def _ranges(steps: list[int]) -> str:

@@ -13,6 +13,7 @@ from attn_control.denoiser import Denoiser
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
 from attn_control.families import bent_by, denoisers, refuse_guiders, refuse_pipeline
+from attn_control.ledger import summary
 from attn_control.preview import Preview, foresee
 from attn_control.processors.control import Control
 from attn_control.report import ControlRecord, Report, Stopwatch, usage
@@ -92,9 +93,11 @@ class Session:
         own = set(denoiser.sites)
         mine = []
         for number, heads in enumerate(chosen):
+            control = self.controls[number]
             entry = Entry(
-                self.controls[number],
+                control,
                 {site: which for site, which in heads.items() if site in own},
+                control.spares(denoiser.sites),
             )
             if entry.heads:
                 mine.append(entry)
@@ -157,6 +160,8 @@ class Session:
                 for kept, seen in ((record.steps, done.steps), (record.skipped, done.skipped)):
                     for run, indices in seen.items():
                         kept.setdefault(run, []).extend(indices)
+            ledgers = [e.ledger for e in self._entries[number] if e.ledger is not None]
+            record.read(summary(ledgers))
             if control.guidance_scale is not None:
                 record.extra = _total(watches)
             records.append(record)
@@ -165,9 +170,9 @@ class Session:
         if any(control.guidance_scale is not None for control in self.controls):
             notes += bent_by(self.pipe)
         plain = _total([denoiser.plain for denoiser in self._denoisers if not denoiser.beside])
-        return Report(
-            records, plain, _total([denoiser.guided for denoiser in self._denoisers]), notes
-        )
+        guided = _total([denoiser.guided for denoiser in self._denoisers])
+        held = sum(denoiser.phases.records.memory.peak for denoiser in self._denoisers)
+        return Report(records, plain, guided, notes, held)
 
     def _why_not(self, number: int) -> str | None:
         """Why a control has not fired, or None if it has or need not."""
@@ -175,7 +180,8 @@ class Session:
         if control.idle or any(entry.fired for entry in entries):
             return None
         if any(entry.due for entry in entries):
-            return "a step cache answered in its place at every due step"
+            notes = [note for e in entries if e.ledger is not None for note in e.ledger.notes]
+            return notes[0] if notes else "a step cache answered in its place at every due step"
         seen = [entry.last for entry in entries if entry.last is not None]
         if not seen:
             return "the denoiser was never called"

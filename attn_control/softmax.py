@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_control.call import Call, Site
+from attn_control.call import Call, Site, heads_of
 from attn_control.families import EVERY
 from attn_control.plan import Plan, PlanSeries
 
@@ -71,17 +71,20 @@ def _watched_sdpa(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    def original() -> Tensor:
+    def original(heads: tuple[int, ...] | None = None) -> Tensor:
+        q, k, v, mask = query, key, value, attn_mask
+        if heads is not None:
+            q, k, v, mask = (heads_of(x, heads, query.shape[1], 1) for x in (q, k, v, mask))
         # Looked up now: others (SageAttention, say) may have put theirs there.
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
 
     active = _active()
     if active is None:
         return original()
     port, plan = active
-    call = Call(port.site, "main", query, key, value, attn_mask, scale, original)
+    call = Call(port.site, "main", query, key, value, attn_mask, scale, original, is_causal)
     return plan.run(call, port.fired)
 
 
@@ -94,13 +97,22 @@ def _watched_dispatch(dispatch: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if active is None:
             return dispatch(query, key, value, *args, **kwargs)
 
-        def original() -> Tensor:
-            return dispatch(query, key, value, *args, **kwargs).transpose(1, 2)
+        mask = args[0] if args else kwargs.get("attn_mask")
+
+        def original(heads: tuple[int, ...] | None = None) -> Tensor:
+            if heads is None:
+                return dispatch(query, key, value, *args, **kwargs).transpose(1, 2)
+            total = query.shape[2]
+            some = [heads_of(x, heads, total, 2) for x in (query, key, value)]
+            cut = heads_of(mask, heads, total, 1)
+            if args:
+                return dispatch(*some, cut, *args[1:], **kwargs).transpose(1, 2)
+            return dispatch(*some, **{**kwargs, "attn_mask": cut}).transpose(1, 2)
 
         port, plan = active
-        mask = args[0] if args else kwargs.get("attn_mask")
         q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        call = Call(port.site, "main", q, k, v, mask, kwargs.get("scale"), original)
+        causal = bool(args[2] if len(args) > 2 else kwargs.get("is_causal"))
+        call = Call(port.site, "main", q, k, v, mask, kwargs.get("scale"), original, causal)
         return plan.run(call, port.fired).transpose(1, 2)
 
     return dispatch_attention_fn

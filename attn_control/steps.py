@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
@@ -32,6 +33,19 @@ class Run:
     calls: int = 0  # denoiser calls at this position so far
     ahead: bool = False  # a ControlNet has been called at this position, its denoiser not yet
     visited: set[int] = field(default_factory=set)
+
+    @functools.cached_property
+    def levels(self) -> list[int]:
+        """Of each position, which of the distinct timesteps it is."""
+        return levels_of(self.values)
+
+
+def levels_of(values: list[float]) -> list[int]:
+    """Of each timestep of a run its number among the distinct ones; equal ones follow each other,
+    as Heun's and the first of PNDM's do.
+    """
+    changes = (int(a != b) for a, b in itertools.pairwise(values))
+    return list(itertools.accumulate(changes, initial=0))
 
 
 class StepTracker:
@@ -79,7 +93,8 @@ class StepTracker:
         else:
             branch = branch_by_row(self.pipe, family, arguments, context, rows, run.calls)
             run.calls += 1
-        return Step(run.id, run.position, len(run.values), sigma, branch)
+        level, levels = run.levels[run.position], run.levels[-1] + 1
+        return Step(run.id, run.position, len(run.values), sigma, branch, level, levels)
 
     def _follow(
         self, scheduler: Any, timesteps: torch.Tensor, family: Family, arguments: Arguments

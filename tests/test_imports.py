@@ -50,6 +50,8 @@ LEVELS = [
     ("select",),
     ("kernels",),
     ("plan",),
+    ("ledger",),
+    ("state", "policy"),
     ("masks",),
     ("call",),
     ("errors",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -91,6 +91,24 @@ class Control:
         or None for all.
         """
         return None
+
+    sparse: ClassVar[bool] = False
+    """Whether it decides which keys its heads read: one control a head then, and a ledger of every
+    call.
+    """
+
+    def stays_dense(self, step: Step) -> bool:
+        """Whether it leaves a step of its window alone."""
+        return False
+
+    def spares(self, sites: Iterable[Site]) -> set[Site]:
+        """Of all sites those that it selects and then leaves alone."""
+        return set()
+
+    def refuse_run(self, due: Sequence[int], levels: Sequence[int]) -> None:
+        """Refuse a run in which it would do nothing. due: steps of its window; levels: of all steps
+        which of the distinct timesteps they are.
+        """
 
     def sites_at(self, step: Step, sites: Iterable[Site]) -> set[Site]:
         """Of its sites on one model, those at which it acts at a step: all, unless a set is

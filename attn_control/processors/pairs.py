@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -25,12 +25,16 @@ def check_pairs(chosen: Sequence[Chosen]) -> None:
             raise AttnControlError(f"attach: {a} and {b} cannot act together: {why}")
 
 
-def _conflict(a: Control, sites: Iterable[Site], b: Control, others: Iterable[Site]) -> str | None:
+def _conflict(
+    a: Control, sites: Mapping[Site, Any], b: Control, others: Mapping[Site, Any]
+) -> str | None:
     if a.appends and b.appends:
         return (
             "each would run the conditional rows again with a negative text of its own; expected"
             " one of them, or windows that do not meet"
         )
+    if a.sparse and b.sparse:
+        return _same_heads(sites, others)
     for one, other in ((a, b), (b, a)):
         if other.appends and one.rides:
             return "rows that run twice cannot carry perturbed ones too; expected batched=False"
@@ -39,6 +43,17 @@ def _conflict(a: Control, sites: Iterable[Site], b: Control, others: Iterable[Si
     if _own_forward(a) or _own_forward(b):
         return None
     return _in_one_forward(a, set(sites), b, set(others))
+
+
+def _same_heads(sites: Mapping[Site, Any], others: Mapping[Site, Any]) -> str | None:
+    for site, heads in sites.items():
+        both = sorted(set(heads) & set(others.get(site, ())))
+        if both:
+            return (
+                f"both decide which keys {site.label}H{both[0]} reads; expected other heads, or"
+                " windows that do not meet"
+            )
+    return None
 
 
 def _own_forward(control: Control) -> bool:

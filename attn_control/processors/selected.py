@@ -1,0 +1,141 @@
+"""SelectedAttention: blocks of keys that score best, by a pooled score or by attention itself
+(SparseD, arXiv 2509.24014; MInference, 2407.02490; NABLA, 2507.13546; Quest, 2406.10774).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from attn_control.errors import AttnControlError
+from attn_control.kernels.by_head import Selected
+from attn_control.kernels.sparse import Pattern
+from attn_control.masks.grid import Grid
+from attn_control.masks.place import Place
+from attn_control.masks.selectors import (
+    Budget,
+    PerRegion,
+    Sampled,
+    Score,
+    Threshold,
+    TopK,
+    TopP,
+    exact_pooled,
+    mean_pooled,
+    min_max_bound,
+)
+from attn_control.masks.text import text_mask
+from attn_control.masks.tiles import tiles_mask
+from attn_control.processors.control import one_of, whole
+from attn_control.processors.neighborhood import ORDERS
+from attn_control.processors.sparse import QUARTER, SparseControl, along, share, sizes
+from attn_control.processors.spatial_temporal import refuse_choice
+
+SCORES = "mean", "minmax", "sampled", "exact"
+
+
+@dataclass(frozen=True)
+class SelectedAttention(SparseControl):
+    """Let each block of queries read the blocks of keys that score best for it, head by head.
+
+    Args:
+        keep: how many blocks of the picture: a share of them, or a number. Beside ``top_p`` the
+            most of them. None: a quarter, or any number beside another budget.
+        top_p: the fewest blocks whose shares of attention add up to this.
+        threshold: blocks whose share of attention is at least this.
+        score: "mean" query on mean key, "minmax" (a bound from each channel's least and greatest
+            key), "sampled" (the attention of a few queries of each block), "exact" (of all, half
+            the price of dense attention).
+        samples: queries of each block that "sampled" asks.
+        near: tiles around a query's own that are read in any case, one number or one an axis.
+        order: "tiles" (blocks are boxes) or "raster" (blocks are strips of rows).
+        select_at: "refresh": choose at refreshes, and keep to it (SparseD: once), "step": at each
+            sparse step (MInference, NABLA); then nothing can be corrected by an earlier mask.
+
+    Raises:
+        AttnControlError: a value out of range, or options that do not go together.
+    """
+
+    keep: float | int | None = None
+    top_p: float | None = field(default=None, kw_only=True)
+    threshold: float | None = field(default=None, kw_only=True)
+    score: str = field(default="mean", kw_only=True)
+    samples: int = field(default=4, kw_only=True)
+    near: int | tuple[int, ...] | None = field(default=None, kw_only=True)
+    order: str = field(default="tiles", kw_only=True)
+    select_at: str = field(default="refresh", kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = self.owner
+        if type(self.keep) is int:
+            whole(owner, "keep", self.keep, 1)
+        elif self.keep is not None:
+            share(owner, "keep", self.keep)
+        for name in ("top_p", "threshold"):
+            if getattr(self, name) is not None:
+                share(owner, name, getattr(self, name))
+        if self.threshold is not None and (self.keep, self.top_p) != (None, None):
+            raise AttnControlError(
+                f"{owner}: threshold={self.threshold!r} stands alone; got keep={self.keep!r} and"
+                f" top_p={self.top_p!r} beside it"
+            )
+        one_of(owner, "score", self.score, SCORES)
+        whole(owner, "samples", self.samples, 1)
+        if self.samples != 4 and self.score != "sampled":
+            raise AttnControlError(
+                f"{owner}: samples={self.samples} has no meaning with score={self.score!r};"
+                " expected score='sampled'"
+            )
+        object.__setattr__(self, "near", sizes(owner, "near", self.near, 1, optional=True))
+        one_of(owner, "order", self.order, ORDERS)
+        if self.near is not None and self.order != "tiles":
+            raise AttnControlError(
+                f"{owner}: near={self.near!r} counts tiles; expected order='tiles'"
+            )
+        refuse_choice(self, self.select_at)
+
+    @property
+    def selects(self) -> bool:
+        return self.select_at == "refresh"
+
+    def expect(self, place: Place) -> float | None:
+        if self.top_p is not None or self.threshold is not None or self.near is not None:
+            return None
+        grid = self._grid(place)
+        blocks = grid.spatial.stop - grid.spatial.start
+        keep = QUARTER if self.keep is None else self.keep
+        kept = min(1.0, keep / blocks) if type(keep) is int else float(keep)
+        text = (place.before + place.after) / place.length
+        return kept * (1 - text) ** 2 + 1 - (1 - text) ** 2
+
+    def _grid(self, place: Place) -> Grid:
+        block = place.block(self.block)
+        return place.grid(block, place.box(block) if self.order == "tiles" else None)
+
+    def _budget(self) -> Budget:
+        keep = float(self.keep) if isinstance(self.keep, float) else self.keep
+        if self.threshold is not None:
+            return Threshold(float(self.threshold))
+        if self.top_p is not None:
+            return TopP(float(self.top_p), 1.0 if keep is None else keep)
+        return TopK(QUARTER if keep is None else keep)
+
+    def _score(self) -> Score:
+        known = {"mean": mean_pooled, "minmax": min_max_bound, "exact": exact_pooled}
+        return Sampled(self.samples) if self.score == "sampled" else known[self.score]
+
+    def pattern(self, place: Place, device: torch.device) -> Pattern:
+        grid = self._grid(place)
+        budget, always = self._budget(), None
+        if place.before or place.after:
+            always = text_mask(grid)
+            runs = [(place.before, None), (place.tokens, budget), (place.after, None)]
+            budget = PerRegion([run for run in runs if run[0]])
+        if self.near is not None:
+            near = tiles_mask(grid, along(self, "near", self.near, place))
+            always = near if always is None else always | near
+        order = None if grid.tile is None else torch.from_numpy(grid.order()).to(device)
+        always = always.to(device) if always is not None else None
+        return Selected(grid, order, budget, self._score(), always, self.selects)

@@ -1,0 +1,236 @@
+"""The base of methods that let queries read some of the keys: when, how corrected, and where."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from attn_control.call import Layout, Site, Step
+from attn_control.errors import AttnControlError
+from attn_control.kernels.corrections import CORRECTIONS
+from attn_control.kernels.sparse import Pattern, SparseSoftmax
+from attn_control.masks.block import BlockMask
+from attn_control.masks.place import Place
+from attn_control.plan import Part, PlanBuilder
+from attn_control.policy import StepPolicy
+from attn_control.processors.control import Control, number, one_of, whole
+from attn_control.select import parse_heads
+
+RHO_GAIN = 0.04
+QUARTER = 0.25
+"""Share of the pairs that is computed where nothing is said of it."""
+
+
+@dataclass(frozen=True)
+class SparseControl(Control):
+    """Queries of a picture or video read a part of its keys. Text, references and padding read all
+    and are read by all; the model's own mask of padding stays in force.
+
+    Args:
+        heads: selector of self- or joint-attention heads.
+        policy: a `StepPolicy`, or a dict of its options: dense steps and layers, refreshes.
+        correction: what stands for the keys that are left out: "none", "share" (between refreshes
+            nothing is computed at all and the mask decides nothing: the baseline), "residual",
+            "rho" or "lse"; see ``kernels.corrections``.
+        rho_gain: by how much "rho" lets the sparse part's share grow a level.
+        block: tokens a block; None: 128 from 16,384 tokens up, 64 from 1,024, else 32.
+
+    Raises:
+        AttnControlError: a value out of range, tokens without a known grid.
+    """
+
+    heads: str = "all"
+    policy: StepPolicy = field(default=StepPolicy(), kw_only=True)
+    correction: str = field(default="residual", kw_only=True)
+    rho_gain: float = field(default=RHO_GAIN, kw_only=True)
+    block: int | None = field(default=None, kw_only=True)
+
+    sparse: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        owner = self.owner
+        object.__setattr__(self, "policy", StepPolicy.of(owner, self.policy))
+        one_of(owner, "correction", self.correction, tuple(CORRECTIONS))
+        number(owner, "rho_gain", self.rho_gain, 0.0, 1.0)
+        if self.rho_gain != RHO_GAIN and self.correction != "rho":
+            raise AttnControlError(
+                f"{owner}: rho_gain={self.rho_gain!r} has no meaning with"
+                f" correction={self.correction!r}; expected correction='rho'"
+            )
+        if self.block is not None:
+            whole(owner, "block", self.block, 8)
+        if self.policy.layers and any(t.heads for t in parse_heads(self.policy.layers).terms):
+            raise AttnControlError(
+                f"{owner}: policy.layers={self.policy.layers!r} names heads; expected layers, such"
+                " as 'L0-1'"
+            )
+
+    @property
+    def owner(self) -> str:
+        """How errors about its options name it."""
+        return f"{type(self).__name__}(heads={self.heads!r})"
+
+    # ---- what a method says
+
+    @abstractmethod
+    def pattern(self, place: Place, device: torch.device) -> Pattern:
+        """Its masks for a geometry. Raises AttnControlError where it has none."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether its masks are chosen at refreshes, from queries and keys."""
+        return False
+
+    def expect(self, place: Place) -> float | None:
+        """The share of pairs that its mask computes; None where queries and keys decide."""
+        made = getattr(self.pattern(place, torch.device("cpu")), "made", None)
+        return None if made is None else sum(p.computed for p in made) / len(made)
+
+    # ---- what all share
+
+    @property
+    def keeps(self) -> bool:
+        """Whether something is kept from one step to the next."""
+        return self.selects or CORRECTIONS[self.correction].keeps
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        step = ("step",) if self.keeps or self.policy.counts or not self.when.always else ()
+        return ("branch", *step, "layout")
+
+    def select(self, sites: Iterable[Site]) -> dict[Site, tuple[int, ...]]:
+        """As `Control.select`, without the layers that its policy keeps dense."""
+        sites = list(sites)
+        chosen = super().select(sites)
+        if self.policy.layers:
+            layers = parse_heads(self.policy.layers)
+            layers.resolve(sites, slots=self.allowed, who=f"{self}: policy.layers")
+        spared = self.spares(sites)
+        left = {site: heads for site, heads in chosen.items() if site not in spared}
+        if not left:
+            raise AttnControlError(
+                f"{self}: policy.layers={self.policy.layers!r} keeps every selected layer dense"
+            )
+        return left
+
+    def spares(self, sites: Iterable[Site]) -> set[Site]:
+        if not self.policy.layers:
+            return set()
+        layers = parse_heads(self.policy.layers)
+        return {
+            site
+            for site in sites
+            if layers.heads_of(site, self.allowed) and self.selector.heads_of(site, self.slots)
+        }
+
+    def stays_dense(self, step: Step) -> bool:
+        if self.keeps and step.level is None:
+            raise AttnControlError(
+                f"{self}: keeps what it computed from one step to the next, but the sampler is not"
+                " known here; attach to the whole pipeline, or use correction='none' and a mask of"
+                " its own at each step"
+            )
+        return self.policy.stays_dense(step, str(self))
+
+    def refuse_run(self, due: Sequence[int], levels: Sequence[int]) -> None:
+        self.policy.refuse_empty(levels[-1] + 1, str(self))
+        start, stop = self.policy.span(levels[-1] + 1)
+        if self.policy.counts and not any(start <= levels[n] < stop for n in due):
+            raise AttnControlError(
+                f"{self}: its policy keeps every step of window {self.window!r} dense"
+            )
+
+    def check(self, site: Site, layout: Layout) -> None:
+        try:
+            place = Place.of(layout)
+        except AttnControlError as error:
+            raise AttnControlError(f"{self}: cannot act at {site.label}: {error}") from None
+        self.check_place(site, place)
+
+    def check_place(self, site: Site, place: Place) -> None:
+        """Refuse a geometry that the method does not fit."""
+
+    def contribute(
+        self,
+        builder: PlanBuilder,
+        number: int,
+        layout: Layout | None,
+        heads: tuple[int, ...],
+        rows: tuple[int, int] | None,
+    ) -> None:
+        assert layout is not None
+        place, records = Place.of(layout), builder.records
+        ledger = records.ledgers[number]
+        if place.length < self.policy.min_tokens:
+            ledger.spared.add(builder.site)
+            ledger.note(
+                f"{builder.site.label} has {place.length} tokens, fewer than"
+                f" min_tokens={self.policy.min_tokens}; it stays dense"
+            )
+            return
+        ledger.spared.discard(builder.site)
+        key = (number, place, str(builder.device))
+        pattern = records.memory.shared(key, lambda: self.pattern(place, builder.device))
+        softmax = SparseSoftmax(
+            number,
+            str(self),
+            builder.site,
+            heads,
+            pattern,
+            CORRECTIONS[self.correction],
+            self.policy,
+            self.rho_gain,
+            records.memory,
+            ledger,
+            builder.part,
+            builder.span,
+        )
+        builder.add(Part(number, attention=softmax))
+
+
+def share(owner: str, name: str, value: object) -> None:
+    """Refuse anything but a share in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise AttnControlError(
+            f"{owner}: {name} must be a share above 0 and up to 1, got {name}={value!r}"
+        )
+
+
+def sizes(
+    owner: str, name: str, value: object, low: int, optional: bool = False
+) -> tuple[int, ...] | int | None:
+    """A whole number from ``low``, or two or three of them, one an axis; lists become tuples."""
+    given = tuple(value) if isinstance(value, (list, tuple)) else value
+    each = given if isinstance(given, tuple) else (given,)
+    right = all(type(n) is int and n >= low for n in each) and len(each) in (1, 2, 3)
+    if (given is None and optional) or right:
+        return given  # type: ignore[return-value]
+    raise AttnControlError(
+        f"{owner}: {name} must be a whole number from {low}, or one an axis, got {name}={value!r}"
+    )
+
+
+def along(owner: object, name: str, value: int | tuple[int, ...], place: Place) -> tuple[int, ...]:
+    """One value an axis of a geometry, none larger than the axis. Three values fit a picture too:
+    the first is of the frames.
+    """
+    axes = place.spatial
+    given = value if isinstance(value, tuple) else (value,) * len(axes)
+    if len(given) == 3 and len(axes) == 2:
+        given = given[1:]
+    if len(given) != len(axes):
+        raise AttnControlError(
+            f"{owner}: {name}={value!r} has {len(given)} values; expected one, or one for each of"
+            f" {len(axes)} axes"
+        )
+    return tuple(min(n, size) for n, size in zip(given, axes, strict=True))
+
+
+def unmasked(mask: BlockMask) -> BlockMask:
+    """The mask, after a look at what its lists hold: no query may be left without keys."""
+    return mask.validate(own=False)
