@@ -10,6 +10,7 @@ from torch import Tensor
 from attn_control.errors import AttnControlError
 from attn_control.kernels.choose import explain
 from attn_control.masks.block import BlockMask
+from attn_control.masks.group import GroupMask
 
 IMPLS = ("reference", "torch", "flex", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -19,7 +20,7 @@ def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    plan: BlockMask | None = None,
+    plan: BlockMask | GroupMask | None = None,
     *,
     mask: Tensor | None = None,
     scale: float | None = None,
@@ -32,8 +33,8 @@ def attend(
         q: (batch, heads, q_tokens, head_dim), of float32, bfloat16, float16 or float64.
         k, v: (batch, kv_heads, k_tokens, head_dim); heads a multiple of kv_heads: query head h
             reads key head ``h // (heads // kv_heads)``.
-        plan: which query may read which key; None: every one every one. Its batch and heads are
-            those of q, or 1.
+        plan: which query may read which key, by blocks or by groups of tokens; None: every one
+            every one. Its batch and heads are those of q, or 1.
         mask: the model's own, broadcastable to (batch, heads, q_tokens, k_tokens): bool, True where
             a query may attend, or additive. A pair needs both masks' leave.
         scale: of the scores; ``head_dim ** -0.5`` by default.
@@ -70,6 +71,8 @@ def attend(
     if impl not in IMPLS:
         names = ", ".join(map(repr, ("auto", *IMPLS)))
         raise AttnControlError(f"attend: expected {names} as impl, got {impl!r}")
+    if isinstance(plan, GroupMask) and impl in ("torch", "flex"):
+        plan = plan.lowered  # the others read its words
     # Imported here: dynamo, which three of them need, takes as long to load as torch itself.
     if impl == "flex":
         from attn_control.kernels.flex import attend_flex
@@ -117,9 +120,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, plan: object, mask: object) -> None:
 
 
 def _check_plan(q: Tensor, k: Tensor, plan: object) -> None:
-    if not isinstance(plan, BlockMask):
+    if not isinstance(plan, (BlockMask, GroupMask)):
         raise AttnControlError(
-            f"attend: expected a BlockMask or None as plan, got {type(plan).__name__}"
+            f"attend: expected a BlockMask, a GroupMask or None as plan, got {type(plan).__name__}"
         )
     if (plan.q_len, plan.k_len) != (q.shape[2], k.shape[2]):
         raise AttnControlError(

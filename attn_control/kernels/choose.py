@@ -11,6 +11,7 @@ from torch import Tensor
 from attn_control.kernels.cost import estimate
 from attn_control.kernels.tiles.schedule import schedule
 from attn_control.masks.block import BlockMask
+from attn_control.masks.group import GroupMask
 
 DENSE = 0.999
 """Share of the pairs from which on nothing worth the name is skipped."""
@@ -37,7 +38,11 @@ class Choice:
 
 
 def explain(
-    q: Tensor, k: Tensor, plan: BlockMask | None = None, *, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    plan: BlockMask | GroupMask | None = None,
+    *,
+    mask: Tensor | None = None,
 ) -> Choice:
     """The choice of ``attend(q, k, v, plan, mask=mask, impl="auto")``, without running it.
 
@@ -46,6 +51,8 @@ def explain(
     """
     if plan is None:
         return Choice("dense", 1.0, 1.0, 1.0, "no block mask: dense")
+    if isinstance(plan, GroupMask):
+        plan = plan.lowered
     visited = plan.visited_density()
     if visited == 1.0 and plan.is_fully_block_sparse():
         return Choice("dense", 1.0, 1.0, 1.0, "every block is kept whole: dense")

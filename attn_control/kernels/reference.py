@@ -8,10 +8,16 @@ import torch
 from torch import Tensor
 
 from attn_control.masks.block import BlockMask
+from attn_control.masks.group import GroupMask
 
 
 def attend_reference(
-    q: Tensor, k: Tensor, v: Tensor, plan: BlockMask | None, mask: Tensor | None, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: BlockMask | GroupMask | None,
+    mask: Tensor | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T scale + mask) v, and its lse; float64 for float64 inputs, else float32.
 

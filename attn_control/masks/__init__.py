@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from attn_control.masks.cross import cross_mask
     from attn_control.masks.frame_band import frame_band_mask
     from attn_control.masks.grid import Grid
+    from attn_control.masks.group import GroupMask
     from attn_control.masks.neighborhood import neighborhood_mask
     from attn_control.masks.power_of_two import power_of_two_mask
     from attn_control.masks.products import product
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BlockMask": "block",
     "Grid": "grid",
+    "GroupMask": "group",
     "band_mask": "band",
     "cross_mask": "cross",
     "frame_band_mask": "frame_band",
@@ -48,6 +50,7 @@ _HOMES = {
 __all__ = [
     "BlockMask",
     "Grid",
+    "GroupMask",
     "band_mask",
     "cross_mask",
     "frame_band_mask",

@@ -9,30 +9,27 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from attn_control.kernels.triton.parts import allowed, biased, entry, put, rows, tile, token, whose
+from attn_control.kernels.triton.parts import (
+    allowed,
+    biased,
+    entry,
+    grouped,
+    put,
+    rows,
+    tile,
+    token,
+    vector,
+    whose,
+    words,
+)
 
 
 @triton.jit
 def row_sums(
-    Out,
-    Grad,
-    GradLse,
-    Lse,
-    Delta,
-    Mass,
-    out_batch,
-    out_head,
-    out_row,
-    grad_batch,
-    grad_head,
-    grad_row,
-    heads,
-    queries,
-    THROUGH_LSE: tl.constexpr,
-    DIM: tl.constexpr,
-    WIDE: tl.constexpr,
-    M: tl.constexpr,
-):
+    Out, Grad, GradLse, Lse, Delta, Mass,
+    out_batch, out_head, out_row, grad_batch, grad_head, grad_row, heads, queries,
+    THROUGH_LSE: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
     """Delta: sum of out times its gradient, less the gradient of the lse, of each query; Mass: the
     lse in powers of two, inf for a query without keys, whose weights are 0 by that.
     """
@@ -57,315 +54,180 @@ def row_sums(
 
 @triton.jit
 def of_queries(
-    Q,
-    K,
-    V,
-    Grad,
-    Delta,
-    Mass,
-    GradQ,
-    Order,
-    Bounds,
-    WholeAt,
-    Whole,
-    CutAt,
-    Cut,
-    Pool,
-    QOrder,
-    KOrder,
-    Bias,
-    q_batch,
-    q_head,
-    q_row,
-    k_batch,
-    k_head,
-    k_row,
-    v_batch,
-    v_head,
-    v_row,
-    grad_batch,
-    grad_head,
-    grad_row,
-    into_batch,
-    into_head,
-    into_row,
-    q_order_batch,
-    q_order_head,
-    k_order_batch,
-    k_order_head,
-    bias_batch,
-    bias_head,
-    bias_row,
-    bias_column,
-    length,
-    blocks,
-    list_heads,
-    spread,
-    list_batch_stride,
-    list_head_stride,
-    heads,
-    group,
-    queries,
-    scale,
-    FLIP: tl.constexpr,
-    DIM: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WORDS: tl.constexpr,
-    PIECES: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    Q_ORDERED: tl.constexpr,
-    K_ORDERED: tl.constexpr,
-    BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    Q, K, V, Grad, Delta, Mass, GradQ,
+    Order, Bounds, WholeAt, Whole, CutAt, Cut, Pool,
+    QOrder, KOrder, Bias, Words, QAtom, KAtom,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    grad_batch, grad_head, grad_row, into_batch, into_head, into_row,
+    q_order_batch, q_order_head, k_order_batch, k_order_head,
+    bias_batch, bias_head, bias_row, bias_column, q_atom_batch, k_atom_batch,
+    length, blocks, list_heads, spread, list_batch_stride, list_head_stride,
+    heads, group, queries, scale,
+    FLIP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr, K_ORDERED: tl.constexpr,
+    BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """GradQ, of one block of queries: over the same tiles as forward."""
-    batch, head, block, piece = whose(Order, blocks, list_heads, spread, PIECES, length)
-    first = tl.load(Bounds + block) + piece * M
-    count = tl.load(Bounds + block + 1) - first
+    batch, head, mine, piece, first, count = whose(
+        Order, Bounds, length, blocks, list_heads, spread, list_batch_stride, list_head_stride,
+        PIECES, M,
+    )  # fmt: skip
     if count <= 0:
         return
-    batch, head = batch.to(tl.int64), head.to(tl.int64)
     Q += batch * q_batch + head * q_head
     K += batch * k_batch + head // group * k_head
     V += batch * v_batch + head // group * v_head
     Grad += batch * grad_batch + head * grad_head
-    GradQ += batch * into_batch + head * into_head
-    Delta += (batch * heads + head) * queries
-    Mass += (batch * heads + head) * queries
     QOrder += batch * q_order_batch + head * q_order_head
     KOrder += batch * k_order_batch + head // group * k_order_head
     Bias += batch * bias_batch + head * bias_head
     row, column = tl.arange(0, M), tl.arange(0, N)
-    inside, every = row < count, column < N
+    inside = row < count
     queried = token(QOrder, first, row, inside, Q_ORDERED)
     q = tile(rows(Q, QOrder, first, row, inside, q_row, Q_ORDERED), inside, DIM, WIDE, True)
     if FLIP:
         q = -q
-    grad = tile(
-        rows(Grad, QOrder, first, row, inside, grad_row, Q_ORDERED), inside, DIM, WIDE, True
-    )
-    delta = tl.load(Delta + queried, mask=inside, other=0.0)
-    mass = tl.load(Mass + queried, mask=inside, other=float("inf"))
+    grad = rows(Grad, QOrder, first, row, inside, grad_row, Q_ORDERED)
+    grad = tile(grad, inside, DIM, WIDE, True)
+    of_query = (batch * heads + head) * queries + queried
+    delta = tl.load(Delta + of_query, mask=inside, other=0.0)
+    mass = tl.load(Mass + of_query, mask=inside, other=float("inf"))
+    if GROUPS != 0:
+        KAtom += batch * k_atom_batch
+        atoms = tl.load(QAtom + batch * q_atom_batch + queried, mask=inside, other=0)
+        low, high = words(Words, atoms, GROUPS)
     sums = tl.zeros([M, WIDE], tl.float32)
-    mine = batch * list_batch_stride + head * list_head_stride + block
 
-    for at in range(tl.load(WholeAt + mine), tl.load(WholeAt + mine + 1)):
-        key = tl.load(Whole + at)
-        k = tile(rows(K, KOrder, key, column, every, k_row, K_ORDERED), every, DIM, WIDE, False)
-        v = tile(rows(V, KOrder, key, column, every, v_row, K_ORDERED), every, DIM, WIDE, False)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        if BIAS != 0:
-            keyed = token(KOrder, key, column, every, K_ORDERED)
-            ok = inside[:, None] & every[None, :]
-            scores = biased(scores, ok, Bias, queried, keyed, bias_row, bias_column, BIAS)
-        weights = tl.exp2(scores - mass[:, None])
-        slopes = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-        slopes = weights * (slopes - delta[:, None])
-        sums = tl.dot(slopes.to(k.dtype), k, sums, input_precision=PRECISION)
-
-    for at in range(tl.load(CutAt + mine), tl.load(CutAt + mine + 1)):
-        key, keys, number, bit = entry(Cut, at)
-        there = column < keys
-        k = tile(rows(K, KOrder, key, column, there, k_row, K_ORDERED), there, DIM, WIDE, True)
-        v = tile(rows(V, KOrder, key, column, there, v_row, K_ORDERED), there, DIM, WIDE, True)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        ok = allowed(Pool, number, bit, keys, piece * M + row, column, BLOCK, WORDS, N)
-        if BIAS != 0:
+    for CUT in tl.static_range(2):  # whole tiles, then cut ones
+        At = CutAt if CUT else WholeAt
+        for at in range(tl.load(At + mine), tl.load(At + mine + 1)):
+            if CUT:
+                key, keys, number, bit = entry(Cut, at)
+                there = column < keys
+            else:
+                key = tl.load(Whole + at)
+                there = column < N
+            k = tile(rows(K, KOrder, key, column, there, k_row, K_ORDERED), there, DIM, WIDE, CUT)
+            v = tile(rows(V, KOrder, key, column, there, v_row, K_ORDERED), there, DIM, WIDE, CUT)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             keyed = token(KOrder, key, column, there, K_ORDERED)
-            ok = ok & inside[:, None]
-            scores = biased(scores, ok, Bias, queried, keyed, bias_row, bias_column, BIAS)
-        weights = tl.where(ok, tl.exp2(scores - mass[:, None]), 0.0)
-        slopes = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-        slopes = weights * (slopes - delta[:, None])
-        sums = tl.dot(slopes.to(k.dtype), k, sums, input_precision=PRECISION)
+            ok = there[None, :]
+            if CUT:
+                ok = allowed(Pool, number, bit, keys, piece + row, column, BLOCK, WORDS, N)
+                if GROUPS != 0:
+                    atom = tl.load(KAtom + keyed, mask=there, other=0)
+                    ok = ok & grouped(low[:, None], high[:, None], atom[None, :], GROUPS)
+            if BIAS != 0:
+                ok = ok & inside[:, None]
+                scores = biased(scores, ok, Bias, queried, keyed, bias_row, bias_column, BIAS)
+            weights = tl.exp2(scores - mass[:, None])
+            if CUT:
+                weights = tl.where(ok, weights, 0.0)
+            slopes = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+            slopes = weights * (slopes - delta[:, None])
+            sums = tl.dot(slopes.to(k.dtype), k, sums, input_precision=PRECISION)
 
     sums *= scale * 0.6931471805599453
     if FLIP:
         sums = -sums
-    put(
-        rows(GradQ, QOrder, first, row, inside, into_row, Q_ORDERED),
-        sums.to(GradQ.dtype.element_ty),
-        inside,
-        DIM,
-        WIDE,
-    )
+    GradQ += batch * into_batch + head * into_head
+    into = rows(GradQ, QOrder, first, row, inside, into_row, Q_ORDERED)
+    put(into, sums.to(GradQ.dtype.element_ty), inside, DIM, WIDE)
 
 
 @triton.jit
 def of_keys(
-    Q,
-    K,
-    V,
-    Grad,
-    Delta,
-    Mass,
-    GradK,
-    GradV,
-    Order,
-    Bounds,
-    WholeAt,
-    Whole,
-    CutAt,
-    Cut,
-    Pool,
-    QOrder,
-    KOrder,
-    Bias,
-    q_batch,
-    q_head,
-    q_row,
-    k_batch,
-    k_head,
-    k_row,
-    v_batch,
-    v_head,
-    v_row,
-    grad_batch,
-    grad_head,
-    grad_row,
-    into_batch,
-    into_head,
-    into_row,
-    q_order_batch,
-    q_order_head,
-    k_order_batch,
-    k_order_head,
-    bias_batch,
-    bias_head,
-    bias_row,
-    bias_column,
-    length,
-    blocks,
-    list_heads,
-    spread,
-    list_batch_stride,
-    list_head_stride,
-    heads,
-    group,
-    queries,
-    scale,
-    FLIP: tl.constexpr,
-    DIM: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WORDS: tl.constexpr,
-    PIECES: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    Q_ORDERED: tl.constexpr,
-    K_ORDERED: tl.constexpr,
-    BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    Q, K, V, Grad, Delta, Mass, GradK, GradV,
+    Order, Bounds, WholeAt, Whole, CutAt, Cut, Pool,
+    QOrder, KOrder, Bias, Words, QAtom, KAtom,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    grad_batch, grad_head, grad_row, into_batch, into_head, into_row,
+    q_order_batch, q_order_head, k_order_batch, k_order_head,
+    bias_batch, bias_head, bias_row, bias_column, q_atom_batch, k_atom_batch,
+    length, blocks, list_heads, spread, list_batch_stride, list_head_stride,
+    heads, group, queries, scale,
+    FLIP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr, K_ORDERED: tl.constexpr,
+    BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """GradK and GradV (of one layout), of one block of keys: over the lists of the transposed mask,
     of every query head that reads these keys in turn. Tiles are keys by queries.
     """
-    batch, kv_head, block, piece = whose(Order, blocks, list_heads, spread, PIECES, length)
-    first = tl.load(Bounds + block) + piece * M
-    count = tl.load(Bounds + block + 1) - first
+    batch, kv_head, block, piece, first, count = whose(
+        Order, Bounds, length, blocks, list_heads, spread, 0, 0, PIECES, M
+    )
     if count <= 0:
         return
-    batch, kv_head = batch.to(tl.int64), kv_head.to(tl.int64)
     K += batch * k_batch + kv_head * k_head
     V += batch * v_batch + kv_head * v_head
-    GradK += batch * into_batch + kv_head * into_head
-    GradV += batch * into_batch + kv_head * into_head
-    row, column = tl.arange(0, M), tl.arange(0, N)
-    inside, every = row < count, column < N
     KOrder += batch * k_order_batch + kv_head * k_order_head
-    QOrder += batch * q_order_batch
-    key_sums = tl.zeros([M, WIDE], tl.float32)
-    value_sums = tl.zeros([M, WIDE], tl.float32)
+    row, column = tl.arange(0, M), tl.arange(0, N)
+    inside = row < count
     keyed = token(KOrder, first, row, inside, K_ORDERED)
     k = tile(rows(K, KOrder, first, row, inside, k_row, K_ORDERED), inside, DIM, WIDE, True)
     v = tile(rows(V, KOrder, first, row, inside, v_row, K_ORDERED), inside, DIM, WIDE, True)
     if FLIP:
         k = -k
+    if GROUPS != 0:
+        QAtom += batch * q_atom_batch
+        atom = tl.load(KAtom + batch * k_atom_batch + keyed, mask=inside, other=0)
+    key_sums = tl.zeros([M, WIDE], tl.float32)
+    value_sums = tl.zeros([M, WIDE], tl.float32)
 
     for member in range(0, group):
         head = kv_head * group + member
-        queries_of = Q + batch * q_batch + head * q_head
-        grads_of = Grad + batch * grad_batch + head * grad_head
+        q_of = Q + batch * q_batch + head * q_head
+        grad_of = Grad + batch * grad_batch + head * grad_head
         deltas = Delta + (batch * heads + head) * queries
         masses = Mass + (batch * heads + head) * queries
-        order = QOrder + head * q_order_head
+        order = QOrder + batch * q_order_batch + head * q_order_head
         bias = Bias + batch * bias_batch + head * bias_head
         mine = batch * list_batch_stride + head * list_head_stride + block
 
-        for at in range(tl.load(WholeAt + mine), tl.load(WholeAt + mine + 1)):
-            query = tl.load(Whole + at)
-            queried = token(order, query, column, every, Q_ORDERED)
-            q = tile(
-                rows(queries_of, order, query, column, every, q_row, Q_ORDERED),
-                every,
-                DIM,
-                WIDE,
-                False,
-            )
-            scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
-            if BIAS != 0:
-                ok = inside[:, None] & every[None, :]
-                scores = biased(scores, ok, bias, keyed, queried, bias_column, bias_row, BIAS)
-            weights = tl.exp2(scores - tl.load(masses + queried)[None, :])
-            grad = tile(
-                rows(grads_of, order, query, column, every, grad_row, Q_ORDERED),
-                every,
-                DIM,
-                WIDE,
-                False,
-            )
-            value_sums = tl.dot(weights.to(grad.dtype), grad, value_sums, input_precision=PRECISION)
-            slopes = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
-            slopes = weights * (slopes - tl.load(deltas + queried)[None, :])
-            key_sums = tl.dot(slopes.to(q.dtype), q, key_sums, input_precision=PRECISION)
-
-        for at in range(tl.load(CutAt + mine), tl.load(CutAt + mine + 1)):
-            query, count_here, number, bit = entry(Cut, at)
-            there = column < count_here
-            queried = token(order, query, column, there, Q_ORDERED)
-            q = tile(
-                rows(queries_of, order, query, column, there, q_row, Q_ORDERED),
-                there,
-                DIM,
-                WIDE,
-                True,
-            )
-            scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
-            ok = allowed(Pool, number, bit, count_here, piece * M + row, column, BLOCK, WORDS, N)
-            if BIAS != 0:
-                ok = ok & inside[:, None]
-                scores = biased(scores, ok, bias, keyed, queried, bias_column, bias_row, BIAS)
-            mass = tl.load(masses + queried, mask=there, other=float("inf"))
-            weights = tl.where(ok, tl.exp2(scores - mass[None, :]), 0.0)
-            grad = tile(
-                rows(grads_of, order, query, column, there, grad_row, Q_ORDERED),
-                there,
-                DIM,
-                WIDE,
-                True,
-            )
-            value_sums = tl.dot(weights.to(grad.dtype), grad, value_sums, input_precision=PRECISION)
-            slopes = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
-            delta = tl.load(deltas + queried, mask=there, other=0.0)
-            slopes = weights * (slopes - delta[None, :])
-            key_sums = tl.dot(slopes.to(q.dtype), q, key_sums, input_precision=PRECISION)
+        for CUT in tl.static_range(2):  # whole tiles, then cut ones
+            At = CutAt if CUT else WholeAt
+            for at in range(tl.load(At + mine), tl.load(At + mine + 1)):
+                if CUT:
+                    query, some, number, bit = entry(Cut, at)
+                    there = column < some
+                else:
+                    query = tl.load(Whole + at)
+                    there = column < N
+                queried = token(order, query, column, there, Q_ORDERED)
+                q = rows(q_of, order, query, column, there, q_row, Q_ORDERED)
+                q = tile(q, there, DIM, WIDE, CUT)
+                scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+                ok = there[None, :]
+                if CUT:
+                    ok = allowed(Pool, number, bit, some, piece + row, column, BLOCK, WORDS, N)
+                    if GROUPS != 0:
+                        atoms = tl.load(QAtom + queried, mask=there, other=0)
+                        low, high = words(Words, atoms, GROUPS)
+                        ok = ok & grouped(low[None, :], high[None, :], atom[:, None], GROUPS)
+                if BIAS != 0:
+                    ok = ok & inside[:, None]
+                    scores = biased(scores, ok, bias, keyed, queried, bias_column, bias_row, BIAS)
+                mass = vector(masses + queried, there, float("inf"), CUT)
+                weights = tl.exp2(scores - mass[None, :])
+                if CUT:
+                    weights = tl.where(ok, weights, 0.0)
+                grad = rows(grad_of, order, query, column, there, grad_row, Q_ORDERED)
+                grad = tile(grad, there, DIM, WIDE, CUT)
+                given = weights.to(grad.dtype)
+                value_sums = tl.dot(given, grad, value_sums, input_precision=PRECISION)
+                slopes = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
+                delta = vector(deltas + queried, there, 0.0, CUT)
+                slopes = weights * (slopes - delta[None, :])
+                key_sums = tl.dot(slopes.to(q.dtype), q, key_sums, input_precision=PRECISION)
 
     key_sums *= scale * 0.6931471805599453
     if FLIP:
         key_sums = -key_sums
-    put(
-        rows(GradK, KOrder, first, row, inside, into_row, K_ORDERED),
-        key_sums.to(GradK.dtype.element_ty),
-        inside,
-        DIM,
-        WIDE,
-    )
-    put(
-        rows(GradV, KOrder, first, row, inside, into_row, K_ORDERED),
-        value_sums.to(GradV.dtype.element_ty),
-        inside,
-        DIM,
-        WIDE,
-    )
+    GradK += batch * into_batch + kv_head * into_head
+    GradV += batch * into_batch + kv_head * into_head
+    into = rows(GradK, KOrder, first, row, inside, into_row, K_ORDERED)
+    put(into, key_sums.to(GradK.dtype.element_ty), inside, DIM, WIDE)
+    into = rows(GradV, KOrder, first, row, inside, into_row, K_ORDERED)
+    put(into, value_sums.to(GradV.dtype.element_ty), inside, DIM, WIDE)

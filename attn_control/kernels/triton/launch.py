@@ -37,23 +37,49 @@ class Walk(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """q_order: int32 (batch | 1, heads | 1, queries): which token stands at a place of the mask;
+    """What changes who reads whom, and where rows lie.
+
+    q_order: int32 (batch | 1, heads | 1, queries): which token stands at a place of the mask;
     k_order: int32 (batch | 1, kv_heads | 1, keys). bias: the model's own mask, (batch | 1, heads |
-    1, queries | 1, keys | 1).
+    1, queries | 1, keys | 1). words: int32 (atoms of queries, 2), or 1 where no atom of keys is
+    above 31; q_atom: int32 (batch | 1, queries), k_atom: int32 (batch | 1, keys), all by token.
     """
 
-    q_order: Tensor | None
-    k_order: Tensor | None
-    bias: Tensor | None
+    q_order: Tensor | None = None
+    k_order: Tensor | None = None
+    bias: Tensor | None = None
+    words: Tensor | None = None
+    q_atom: Tensor | None = None
+    k_atom: Tensor | None = None
+
+
+class Epilogue(NamedTuple):
+    """What `forward` does beside: onto: (batch, heads, queries, head_dim), an output to go on from,
+    and onto_lse: float32 (batch, heads, queries), its lse. u: float32 (batch | 1, heads | 1,
+    queries | 1), the way to the value of each query's own token.
+    """
+
+    onto: Tensor | None = None
+    onto_lse: Tensor | None = None
+    u: Tensor | None = None
 
 
 def run_forward(
-    q: Tensor, k: Tensor, v: Tensor, walk: Walk, extras: Extras, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    walk: Walk,
+    extras: Extras,
+    scale: float,
+    epilogue: Epilogue = Epilogue(),  # noqa: B008, immutable
 ) -> tuple[Tensor, Tensor]:
     """Output, tokens before heads in memory, and lse."""
     out = empty_out(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    given = arguments(walk, extras, q, k, v, (q, k, v, out, lse), (out,), scale)
+    if epilogue.onto is not None and epilogue.onto_lse is not None:
+        dense = dense_rows(epilogue.onto), epilogue.onto_lse.contiguous()
+        epilogue = epilogue._replace(onto=dense[0], onto_lse=dense[1])
+    given = arguments(walk, extras, q, k, v, (q, k, v, out, lse), (out,), scale, epilogue=epilogue)
     _launch(forward.forward, given, q)
     return out, lse
 
@@ -128,11 +154,12 @@ def arguments(
     scale: float,
     *,
     by_keys: bool = False,
+    epilogue: Epilogue | None = None,
 ) -> tuple[tuple[int], tuple[Any, ...], dict[str, Any]]:
     """Grid, arguments and constants of `forward`, `of_queries` or, by_keys, `of_keys`.
 
     tensors: what the kernel's arguments begin with; strided: those whose strides it is given after
-    the inputs'.
+    the inputs'; epilogue: of forward, and None with the others.
     """
     lists, tile = walk.lists, walk.tile
     batch, heads, queries, dim = q.shape
@@ -140,18 +167,19 @@ def arguments(
     shared_by = (spread if walk.heads == 1 else 1) * (batch if walk.batch == 1 else 1)
     stand_in = lists.order  # a pointer that is never followed
     strides = [s for x in (q, k, v, *strided) for s in x.stride()[:3]]
-    for order in (extras.q_order, extras.k_order):
-        strides += [0, 0] if order is None else broadcast(order)[:2]
     bias, kind = extras.bias, 0
     if bias is not None:
         kind = 2 if bias.dtype == torch.bool else 1
-        bias = bias.view(torch.uint8) if kind == 2 else bias
-    strides += [0, 0, 0, 0] if bias is None else broadcast(bias)
+        extras = extras._replace(bias=bias.view(torch.uint8) if kind == 2 else bias)
+    for x, taken in ((extras.q_order, 2), (extras.k_order, 2), (bias, 4)):
+        strides += broadcast(x, taken)
+    for x in (extras.q_atom, extras.k_atom):
+        strides += broadcast(x, 1)
     precise = q.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     args = (
         *tensors,
         *lists,
-        *(stand_in if x is None else x for x in (extras.q_order, extras.k_order, bias)),
+        *(stand_in if x is None else x for x in extras),
         *strides,
         len(lists.order),
         walk.blocks,
@@ -176,18 +204,29 @@ def arguments(
         "Q_ORDERED": extras.q_order is not None,
         "K_ORDERED": extras.k_order is not None,
         "BIAS": kind,
+        "GROUPS": 0 if extras.words is None else extras.words.shape[1],
         "PRECISION": "ieee" if precise else "tf32",
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         # A multiply and an add are one: triton 3.10 no longer takes that for granted.
         "enable_fp_fusion": True,
     }
+    if tile.registers:
+        constants["maxnreg"] = tile.registers
+    if epilogue is not None:
+        args += tuple(stand_in if x is None else x for x in epilogue)
+        args += *broadcast(epilogue.onto, 3), *broadcast(epilogue.u, 3)
+        constants["ONTO"] = epilogue.onto is not None
+        constants["SOFTEN"] = epilogue.u is not None
     return (len(lists.order) * shared_by * walk.pieces,), args, constants
 
 
-def broadcast(x: Tensor) -> list[int]:
-    """Strides, 0 along axes that are shared."""
-    return [0 if size == 1 else step for size, step in zip(x.shape, x.stride(), strict=True)]
+def broadcast(x: Tensor | None, axes: int) -> list[int]:
+    """Strides of the first axes, 0 along those that are shared; zeros of nothing."""
+    if x is None:
+        return [0] * axes
+    steps = zip(x.shape, x.stride(), strict=True)
+    return [0 if size == 1 else step for size, step in steps][:axes]
 
 
 def _on(x: Tensor) -> AbstractContextManager[Any]:

@@ -8,6 +8,7 @@ is looked at again at that width: halves that are empty go, halves that are all 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from attn_control.masks import bits
 from attn_control.masks.block import BlockMask
+from attn_control.masks.group import meet, present, tiled
 
 STEPS = 8
 """Lengths that the launch order tells apart."""
@@ -43,12 +45,14 @@ class Lists(NamedTuple):
     pool: Tensor
 
 
-def lower(mask: BlockMask, width: int, group: int = 1) -> Lists:
+def lower(mask: BlockMask, width: int, group: int = 1, met: Met | None = None) -> Lists:
     """The lists of a mask, its columns in tiles of ``width``.
 
     group: lists of so many heads in a row are walked by one program, so that they share a place in
-    the launch order.
+    the launch order. met: what groups of tokens let pass of each tile, besides the mask.
     """
+    if met is not None and met.batch > mask.batch:
+        mask = _repeated(mask, met.batch)
     rows_long, first_column = mask.q_bounds.diff(), mask.k_bounds[:-1]
     columns_long = mask.k_bounds.diff()
     batch, heads, blocks, most = mask.index.shape
@@ -67,6 +71,9 @@ def lower(mask: BlockMask, width: int, group: int = 1) -> Lists:
         is_whole |= full & (length == width)
     else:
         full = torch.zeros_like(there)
+    if met is not None:
+        some, every = met.of(owner // (heads * blocks), owner % blocks, column)
+        there, is_whole = there & some, is_whole & every
     start = first_column[column.long()][:, None] + begin
     number = torch.where(full, -1, tile[:, None])
     which, rest = there & is_whole, there & ~is_whole
@@ -89,6 +96,52 @@ def lower(mask: BlockMask, width: int, group: int = 1) -> Lists:
         cut.contiguous(),
         pool.contiguous(),
     )
+
+
+class Met(NamedTuple):
+    """Which pairs of a tile groups let pass: bool (batch | 1, blocks of rows, blocks of columns,
+    parts of a block): some, all.
+    """
+
+    some: Tensor
+    every: Tensor
+
+    @property
+    def batch(self) -> int:
+        return len(self.some)
+
+    def of(self, row: Tensor, block: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
+        """bool (tiles, parts) each."""
+        at = row if self.batch > 1 else torch.zeros_like(row), block, column.long()
+        return self.some[at], self.every[at]
+
+
+def met(
+    mask: BlockMask, width: int, rows: Tensor, columns: Tensor, table: Tensor, sure: bool = True
+) -> Met:
+    """What groups let pass of a mask's tiles.
+
+    rows, columns: atoms (batch | 1, places) of the mask's queries and keys, in its order. table:
+    bool (atoms of rows, atoms of columns). sure: False where the places are not known here, so
+    that kernels have to look at each pair.
+    """
+    blocks, parts = len(mask.k_bounds) - 1, -(-mask.k_block // width)
+    by_row = tiled(rows, mask.q_bounds[:-1], mask.q_bounds.diff(), mask.q_block)
+    begin = torch.arange(parts, device=mask.device) * width
+    start = (mask.k_bounds[:-1, None] + begin).flatten()
+    length = (mask.k_bounds.diff()[:, None] - begin).clamp(0, width).flatten()
+    by_column = tiled(columns, start, length, width)
+    found = meet(
+        table, *(present(x, n) for x, n in zip((by_row, by_column), table.shape, strict=True))
+    )
+    some, every = (x.unflatten(-1, (blocks, parts)) for x in found)
+    return Met(some, every) if sure else Met(torch.ones_like(some), torch.zeros_like(every))
+
+
+def _repeated(mask: BlockMask, batch: int) -> BlockMask:
+    names = ("count", "index", "tile")
+    lists = {n: getattr(mask, n).repeat(batch, *[1] * (getattr(mask, n).dim() - 1)) for n in names}
+    return replace(mask, **lists)
 
 
 def _inside(pool: Tensor, columns: int, width: int) -> Tensor:

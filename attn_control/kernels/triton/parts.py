@@ -7,20 +7,26 @@ import triton.language as tl
 
 
 @triton.jit
-def whose(Order, blocks, list_heads, spread, PIECES: tl.constexpr, length):
-    """Of a program: batch row, head, block of rows, and which piece of the block.
+def whose(
+    Order, Bounds, length, blocks, list_heads, spread, batch_stride, head_stride,
+    PIECES: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """Of a program: batch row, head, its row of the lists, its first row within the block, its
+    first token, and how many there are from there, none or less if the block is short.
 
     The order goes over the mask's lists; where a mask is shared, it is gone through once for each
     that shares it: ``spread`` heads, and then the batch rows.
     """
     program = tl.program_id(0)
-    piece = program % PIECES
+    piece = program % PIECES * M
     turn = program // PIECES // length
     row = tl.load(Order + program // PIECES % length)
-    owner = row // blocks
-    batch = owner // list_heads + turn // spread
-    head = owner % list_heads + turn % spread
-    return batch, head, row % blocks, piece
+    owner, block = row // blocks, row % blocks
+    batch = (owner // list_heads + turn // spread).to(tl.int64)
+    head = (owner % list_heads + turn % spread).to(tl.int64)
+    first = tl.load(Bounds + block) + piece
+    count = tl.load(Bounds + block + 1) - first
+    return batch, head, batch * batch_stride + head * head_stride + block, piece, first, count
 
 
 @triton.jit
@@ -75,6 +81,15 @@ def entry(Cut, at):
 
 
 @triton.jit
+def vector(pointers, inside, other: tl.constexpr, CUT: tl.constexpr):
+    """A number a row; ``other`` where not inside, if CUT."""
+    if CUT:
+        return tl.load(pointers, mask=inside, other=other)
+    else:
+        return tl.load(pointers)
+
+
+@triton.jit
 def softened(scores, top):
     """The new maximum of each row, weights relative to it, and what older sums fade by."""
     above = tl.maximum(top, tl.max(scores, 1))
@@ -110,6 +125,23 @@ def allowed(
         word = tl.load(at + n, mask=row < rows, other=-1)
         found = tl.where((lane // 32 == n)[None, :], word[:, None] >> (lane % 32)[None, :], found)
     return ((found & 1) != 0) & (column < count)[None, :]
+
+
+@triton.jit
+def words(Words, atoms, KIND: tl.constexpr):
+    """Of query atoms: the low and the high half of what they may read; the low one twice, if the
+    words have 32 bits (KIND 1).
+    """
+    return tl.load(Words + KIND * atoms), tl.load(Words + KIND * atoms + KIND - 1)
+
+
+@triton.jit
+def grouped(low, high, atom, KIND: tl.constexpr):
+    """bool: bit ``atom`` of each word; ``high`` is for atoms from 32 on, which KIND 1 has not."""
+    found = low >> (atom & 31)
+    if KIND == 2:
+        found = tl.where(atom < 32, found, high >> (atom & 31))
+    return (found & 1) != 0
 
 
 @triton.jit

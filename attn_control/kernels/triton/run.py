@@ -2,46 +2,94 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from attn_control.errors import AttnControlError
-from attn_control.kernels.triton.lists import lower, turned
-from attn_control.kernels.triton.tune import side, tiles
+from attn_control.kernels.triton.after import mix, soften
+from attn_control.kernels.triton.prepare import everything, prepared
 from attn_control.masks.block import BlockMask
+from attn_control.masks.group import GroupMask
 
 WIDEST = 256
-BLOCK = 128
-"""Of the mask that stands for none."""
 
 
 def attend_triton(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    plan: BlockMask | None,
+    plan: BlockMask | GroupMask | None,
     mask: Tensor | None,
     scale: float,
     *,
     q_order: Tensor | None = None,
     k_order: Tensor | None = None,
+    onto: tuple[Tensor, Tensor] | None = None,
+    u: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Output and lse; arguments as `kernels.attend` has checked them.
 
     q_order: int32 (batch | 1, heads | 1, q_tokens), a permutation: which token stands at each of
-        the plan's places. Rows are read and written where they lie: nothing is copied.
+        the plan's places. Rows are read and written where they lie: nothing is copied. Only blocks
+        know of places; atoms and the model's mask are the tokens' own.
     k_order: int32 (batch | 1, kv_heads | 1, k_tokens), likewise for keys and values.
+    onto: output (as q) and lse (float32 (batch, heads, q_tokens)) of the same queries over other
+        keys, to go on from: what comes back is attention to both sets of keys.
+    u: float32 (batch | 1, heads | 1, q_tokens | 1), SoftPAG's strengths: at last the output becomes
+        ``(1 - u) O + u V``, V the value of the query's own token; the lse stays.
+
+    Both are done in the forward kernel, or, where a gradient is wanted, after it.
 
     Deterministic. float32 is multiplied as torch.get_float32_matmul_precision() says: "highest" is
     exact and slow, all else is tf32.
 
     Raises:
         AttnControlError: neither a GPU nor the interpreter; no triton; float64, and bfloat16 in the
-            interpreter; head_dim over 256; orders that do not fit.
+            interpreter; head_dim over 256; orders, onto or u that do not fit.
     """
+    refuse(q)
+    _check_order("q_order", q_order, q)
+    _check_order("k_order", k_order, k)
+    _check_after(q, k, onto, u)
+    needs_grad = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in (q, k, v, *(onto or ()), u)
+    )
+    batch, heads, queries, _ = q.shape
+    if not k.shape[2] or not q.numel():
+        # Nothing to read, or nobody who reads; with a gradient of zeros.
+        out = (q @ k.mT).sum(-1, keepdim=True) * q
+        lse = q.new_full((batch, heads, queries), float("-inf"), dtype=torch.float32)
+        return (out, lse) if onto is None else mix(out, lse, *onto)
+    if plan is None:
+        plan = everything(queries, k.shape[2])
+    if mask is not None:
+        mask = mask[(None,) * (4 - mask.dim())]
+    sorts = isinstance(plan, GroupMask) and plan.blocks is None
+    ordered = not sorts and (q_order is not None or k_order is not None)
+    made = prepared(plan, q, heads // k.shape[1], needs_grad, ordered)
+    if sorts:  # no block speaks of places: the caller's orders would change nothing
+        q_order, k_order = made.q_order, made.k_order
+    extras = [q_order, k_order, mask, made.words, made.q_atom, made.k_atom]
+
+    from attn_control.kernels.triton.op import block_sparse, block_sparse_then
+
+    given = q, k, v, made.lists, made.numbers, scale, extras
+    if onto is None and u is None:
+        found: tuple[Tensor, Tensor] = block_sparse(*given)
+        return found
+    if not needs_grad:
+        then = [*(onto or (None, None)), u]
+        return block_sparse_then(*given, then)  # type: ignore[no-any-return]
+    out, lse = block_sparse(*given)
+    if onto is not None:
+        out, lse = mix(out, lse, *onto)
+    return out if u is None else soften(out, v, u), lse
+
+
+def refuse(q: Tensor) -> None:
+    """Raise for queries that no kernel of ours can take."""
     missing = _missing(q.device.type, q.dtype)
     if missing:
         raise AttnControlError(f"attend: impl='triton' {missing}")
@@ -51,24 +99,6 @@ def attend_triton(
         raise AttnControlError(
             f"attend: impl='triton' goes up to head_dim {WIDEST}, got {q.shape[3]}; take 'torch'"
         )
-    _check_order("q_order", q_order, q)
-    _check_order("k_order", k_order, k)
-    batch, heads, queries, _ = q.shape
-    if not k.shape[2] or not q.numel():
-        # Nothing to read, or nobody who reads; with a gradient of zeros.
-        return (q @ k.mT).sum(-1, keepdim=True) * q, q.new_full(
-            (batch, heads, queries), float("-inf"), dtype=torch.float32
-        )
-    if plan is None:
-        plan = _everything(queries, k.shape[2])
-    if mask is not None:
-        mask = mask[(None,) * (4 - mask.dim())]
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    lists, numbers = _prepared(plan, q, heads // k.shape[1], needs_grad)
-
-    from attn_control.kernels.triton.op import block_sparse
-
-    return block_sparse(q, k, v, lists, numbers, scale, q_order, k_order, mask)
 
 
 @torch.compiler.assume_constant_result
@@ -108,53 +138,28 @@ def _check_order(name: str, order: Tensor | None, x: Tensor) -> None:
         )
 
 
-@lru_cache(maxsize=64)
-def _everything(queries: int, keys: int) -> BlockMask:
-    blocks = -(-queries // BLOCK), -(-keys // BLOCK)
-    table = torch.ones(1, *blocks, dtype=torch.bool)
-    return BlockMask.from_table(table, block_size=BLOCK, q_len=queries, k_len=keys)
-
-
-def _prepared(
-    plan: BlockMask, q: Tensor, group: int, needs_grad: bool
-) -> tuple[list[Tensor], list[int]]:
-    """A plan's lists for all kernels, or for forward alone; made once, and kept with the plan."""
-    kept = plan.__dict__.setdefault("_triton", {})
-    half = q.dtype != torch.float32
-    key = (q.device, q.shape[3], half, group, needs_grad)
-    if key not in kept:
-        kept[key] = _lists(plan, q.device, q.shape[3], half, group, needs_grad)
-    return kept[key]
-
-
-@torch.compiler.disable
-def _lists(
-    plan: BlockMask, device: torch.device, dim: int, half: bool, group: int, needs_grad: bool
-) -> tuple[list[Tensor], list[int]]:
-    from attn_control.kernels.triton.launch import Walk
-    from attn_control.kernels.triton.op import flatten
-
-    plan = plan.to(device)
-    chosen = tiles(dim, half, _target(device))
-    made, lowered = [], {}
-    for name, by_keys in (("forward", False), ("of_queries", False), ("of_keys", True)):
-        if name != "forward" and not needs_grad:
-            break
-        tile = getattr(chosen, name)
-        mask = turned(plan) if by_keys else plan
-        tile = tile._replace(m=side(mask.q_block, tile.m), n=side(mask.k_block, tile.n))
-        if (by_keys, tile.n) not in lowered:
-            lowered[by_keys, tile.n] = lower(mask, tile.n, group if by_keys else 1)
-        heads = mask.heads
-        made.append(Walk(lowered[by_keys, tile.n], mask.batch, heads, tile))
-    return flatten(made)
-
-
-def _target(device: torch.device) -> str:
-    """As `tune.tiles` takes it; the interpreter has no registers to run out of."""
-    if device.type != "cuda":
-        return "sm_90"
-    if torch.version.hip is not None:
-        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
+def _check_after(
+    q: Tensor, k: Tensor, onto: tuple[Tensor, Tensor] | None, u: Tensor | None
+) -> None:
+    wanted = []
+    if onto is not None:
+        wanted += [("onto[0]", onto[0], q.shape, q.dtype, False)]
+        wanted += [("onto[1]", onto[1], q.shape[:3], torch.float32, False)]
+    if u is not None:
+        wanted += [("u", u, q.shape[:3], torch.float32, True)]
+        if q.shape[2] != k.shape[2]:
+            raise AttnControlError(
+                f"attend: u needs query i and key i to be one token, got {q.shape[2]} queries and"
+                f" {k.shape[2]} keys"
+            )
+    for name, x, shape, dtype, shared in wanted:
+        fits = len(x.shape) == len(shape) and all(
+            size == whole or (shared and size == 1)
+            for size, whole in zip(x.shape, shape, strict=True)
+        )
+        if not fits or x.dtype != dtype or x.device != q.device:
+            raise AttnControlError(
+                f"attend: expected {name} as {str(dtype).removeprefix('torch.')} {tuple(shape)}"
+                f"{', 1 where shared,' if shared else ''} on {q.device}, got"
+                f" {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)} on {x.device}"
+            )

@@ -9,12 +9,15 @@ SMALLEST = 16
 
 
 class Tile(NamedTuple):
-    """m: rows of a program; n: columns a step; warps; stages: loads in flight."""
+    """m: rows of a program; n: columns a step; warps; stages: loads in flight; registers: the most
+    that a thread may take, 0 for as many as there are (NVIDIA's alone).
+    """
 
     m: int
     n: int
     warps: int
     stages: int
+    registers: int = 0
 
 
 class Tiles(NamedTuple):

@@ -3,6 +3,7 @@ process of its own, which test_in_a_child.py starts. All others leave those file
 """
 
 import os
+from pathlib import Path
 
-interpreted = [f"test_interpreted_{what}.py" for what in ("values", "gradients", "compiled")]
+interpreted = [path.name for path in Path(__file__).parent.glob("test_interpreted_*.py")]
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else interpreted

@@ -7,7 +7,7 @@ from attend_oracle import case
 
 from attn_control.kernels import attend
 from attn_control.kernels.triton.op import block_sparse
-from attn_control.kernels.triton.run import _prepared
+from attn_control.kernels.triton.prepare import prepared
 
 SMALL = {"q_regions": (40,), "k_regions": (50,)}
 
@@ -15,8 +15,8 @@ SMALL = {"q_regions": (40,), "k_regions": (50,)}
 def test_the_operator_keeps_its_promises():
     x = case(0, **SMALL)
     inputs = tuple(t.requires_grad_() for t in (x.q, x.k, x.v))
-    lists, numbers = _prepared(x.plan, x.q, 1, needs_grad=True)
-    torch.library.opcheck(block_sparse, (*inputs, lists, numbers, 0.25, None, None, None))
+    made = prepared(x.plan, x.q, 1, needs_grad=True)
+    torch.library.opcheck(block_sparse, (*inputs, made.lists, made.numbers, 0.25, [None] * 6))
 
 
 def test_one_graph_for_all_masks_of_a_shape():

@@ -1,0 +1,135 @@
+"""What the kernels walk for a plan: made once for a device, a head dim and a precision."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attn_control.kernels.triton.lists import Met, lower, met, turned
+from attn_control.kernels.triton.tune import side, tiles
+from attn_control.masks.block import BlockMask
+from attn_control.masks.group import GroupMask
+
+BLOCK = 128
+"""Of the mask that stands for none."""
+
+
+class Prepared(NamedTuple):
+    """lists, numbers: as `op` takes them; q_order, k_order, words, q_atom, k_atom: as
+    `launch.Extras` has them.
+    """
+
+    lists: list[Tensor]
+    numbers: list[int]
+    q_order: Tensor | None = None
+    k_order: Tensor | None = None
+    words: Tensor | None = None
+    q_atom: Tensor | None = None
+    k_atom: Tensor | None = None
+
+
+@lru_cache(maxsize=64)
+def everything(queries: int, keys: int) -> BlockMask:
+    """The mask that stands for none."""
+    blocks = -(-queries // BLOCK), -(-keys // BLOCK)
+    table = torch.ones(1, *blocks, dtype=torch.bool)
+    return BlockMask.from_table(table, block_size=BLOCK, q_len=queries, k_len=keys)
+
+
+def prepared(
+    plan: BlockMask | GroupMask, q: Tensor, group: int, needs_grad: bool, ordered: bool = False
+) -> Prepared:
+    """Of a plan, for all kernels or for forward alone.
+
+    group: query heads that share a key head; ordered: whether rows lie in orders of the caller's.
+    """
+    kept = plan.__dict__.setdefault("_triton", {})
+    half = q.dtype != torch.float32
+    key = (q.device, q.shape[3], half, group, needs_grad, ordered)
+    if key not in kept:
+        kept[key] = _prepare(plan, *key)
+    found: Prepared = kept[key]
+    return found
+
+
+@torch.compiler.disable
+def _prepare(
+    plan: BlockMask | GroupMask,
+    device: torch.device,
+    dim: int,
+    half: bool,
+    group: int,
+    needs_grad: bool,
+    ordered: bool,
+) -> Prepared:
+    plan = plan.to(device)
+    if isinstance(plan, BlockMask):
+        return Prepared(*_lists(plan, None, True, dim, half, group, needs_grad))
+    blocks, orders, places = plan.blocks, (None, None), (plan.q_atom, plan.k_atom)
+    if blocks is None:
+        # Nothing else depends on where tokens stand: together with their like they fill tiles that
+        # are on or off as a whole.
+        blocks = everything(plan.q_len, plan.k_len).to(device)
+        orders, places = zip(*map(_sorted, places), strict=True)
+    sides = *places, plan.table
+    made = _lists(blocks, sides, not ordered, dim, half, group, needs_grad)
+    halves = plan.allow.view(torch.int32).view(-1, 2)
+    bits = 1 if int(plan.k_atom.max()) < 32 else 2
+    atoms = (x.int() for x in (plan.q_atom, plan.k_atom))
+    return Prepared(*made, *orders, halves[:, :bits].contiguous(), *atoms)
+
+
+def _sorted(atoms: Tensor) -> tuple[Tensor | None, Tensor]:
+    """int32 (batch, 1, tokens), an order by atom, None where they are in one; and atoms in it."""
+    if not (atoms.diff(dim=-1) < 0).any():
+        return None, atoms
+    found, order = atoms.sort(dim=-1, stable=True)
+    return order.int()[:, None].contiguous(), found
+
+
+def _lists(
+    mask: BlockMask,
+    groups: tuple[Tensor, Tensor, Tensor] | None,
+    sure: bool,
+    dim: int,
+    half: bool,
+    group: int,
+    needs_grad: bool,
+) -> tuple[list[Tensor], list[int]]:
+    """groups: atoms by place of queries and of keys, and the table; sure: as in `met`."""
+    from attn_control.kernels.triton.launch import Walk
+    from attn_control.kernels.triton.op import flatten
+
+    chosen = tiles(dim, half, _target(mask.device))
+    by_keys = turned(mask) if needs_grad else mask
+    made, lowered = [], {}
+    for name in ("forward", "of_queries", "of_keys")[: 3 if needs_grad else 1]:
+        of = by_keys if name == "of_keys" else mask
+        tile = getattr(chosen, name)
+        tile = tile._replace(m=side(of.q_block, tile.m), n=side(of.k_block, tile.n))
+        key = name == "of_keys", tile.n
+        if key not in lowered:
+            passed: Met | None = None
+            if groups is not None:
+                rows, columns, table = (
+                    groups if of is mask else (groups[1], groups[0], groups[2].mT)
+                )
+                passed = met(of, tile.n, rows, columns, table, sure)
+            batch = mask.batch if passed is None else max(mask.batch, passed.batch)
+            lowered[key] = lower(of, tile.n, group if name == "of_keys" else 1, passed), batch
+        lists, batch = lowered[key]
+        made.append(Walk(lists, batch, mask.heads, tile))
+    return flatten(made)
+
+
+def _target(device: torch.device) -> str:
+    """As `tune.tiles` takes it; the interpreter has no registers to run out of."""
+    if device.type != "cuda":
+        return "sm_90"
+    if torch.version.hip is not None:
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
