@@ -16,7 +16,7 @@ SETUP = "$(PYTHON)" scripts/setup_env.py --torch $(TORCH)
 DEV = $(SETUP) --extra dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint typecheck wheel bench clean
+.PHONY: help quickstart test test-fast lint typecheck aot gpu-report wheel bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -38,6 +38,12 @@ lint:  ## ruff: rules and format
 
 typecheck:  ## mypy on the public API
 	@$(DEV) -- -m mypy
+
+aot:  ## compile the Triton kernels for GPUs that are not here, and hold the binaries to limits
+	@$(DEV) -- -m attn_control.kernels.aot --extras few --jobs 2
+
+gpu-report:  ## measure the kernels on the GPU that is here, into docs/gpu (without one: not run)
+	@$(DEV) -- -m attn_control.kernels.report
 
 wheel:  ## dist/attn_control-*.whl
 	@$(DEV) -- -m build --wheel --no-isolation

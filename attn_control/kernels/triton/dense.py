@@ -4,8 +4,8 @@ FlashAttention-2 (arXiv 2307.08691) as it is usually written: pointers that adva
 lists, no masks. Nothing calls it to attend: a block-sparse kernel at the same tile may have little
 in its loop that this one has not, and its programs must not be fewer on a multiprocessor.
 
-Tokens are multiples of the tile's sides, which `tl.device_assert` has no part in: these kernels run
-only where `kernels.aot` and their tests call them.
+Tokens have to be multiples of the tile's sides, which nothing checks: only `kernels.aot` and tests
+know these kernels.
 """
 
 from __future__ import annotations
