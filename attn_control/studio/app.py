@@ -8,6 +8,7 @@ from attn_control import zoo
 from attn_control.studio import events
 from attn_control.studio.examples import EXAMPLES
 from attn_control.studio.layout import STATIC, Ui
+from attn_control.studio.page import start_form
 from attn_control.studio.settings import Settings
 from attn_control.studio.studio import Studio
 from attn_control.studio.tabs import TABS
@@ -27,7 +28,7 @@ def build(studio: Studio) -> gr.Blocks:
     """The page of a studio; the first model is loaded here, so that the first run is quick."""
     first = zoo.NAMES[0]
     facts = studio.facts("page", first)
-    form = events.start_form(facts, studio.methods)
+    form = start_form(facts, studio.methods)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         ui = Ui(facts, form)
         ui.facts_of = lambda model: studio.shelf.known(model) or facts

@@ -12,9 +12,9 @@ import gradio as gr
 from attn_control.studio import show
 from attn_control.studio.examples import EXAMPLES
 from attn_control.studio.facts import Facts
-from attn_control.studio.form import Form, Method, form_of
+from attn_control.studio.form import Form, form_of
 from attn_control.studio.layout import GRIDS, Ui, grid_html
-from attn_control.studio.page import WITH, WITHOUT
+from attn_control.studio.page import WITH, WITHOUT, start_form
 from attn_control.studio.runner import Run
 from attn_control.studio.settings import Refused
 from attn_control.studio.studio import Studio
@@ -22,12 +22,6 @@ from attn_control.studio.studio import Studio
 POLL = 0.1  # seconds between two looks at a run
 SHOWN = 40  # pictures that the gallery keeps
 _QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-
-
-def start_form(facts: Facts, methods: tuple[Method, ...]) -> Form:
-    """What the page opens with, and what a model starts with."""
-    form, _ = form_of((), methods)
-    return {"seed": 0, "negative": "", **facts.start, **form}
 
 
 def owner_of(request: gr.Request) -> str:
@@ -117,7 +111,7 @@ class _Events:
 
     # ---- a run
 
-    async def run(self, *values: Any, request: gr.Request) -> AsyncIterator[dict[Any, Any]]:
+    async def run(self, request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         *fields, dice, history = values
         form, owner = self.form(tuple(fields)), owner_of(request)
         changes = self.refusals(None)
@@ -182,7 +176,7 @@ class _Events:
         changes = {**self.filled(form, facts), **self.refusals(None)}
         return self.parts_of({**changes, "job.notes": show.notes(lines)})
 
-    def choose(self, model: Any, request: gr.Request) -> Any:
+    def choose(self, request: gr.Request, model: Any) -> Any:
         """Another model: its sampler and its grids; the prompt stays, heads of the old one go."""
 
         def make(owner: str) -> tuple[Form, Facts, list[str]]:
@@ -191,10 +185,10 @@ class _Events:
 
         return self.fill(make, owner_of(request))
 
-    def apply(self, text: Any, request: gr.Request) -> Any:
+    def apply(self, request: gr.Request, text: Any) -> Any:
         return self.fill(lambda owner: self.studio.open(owner, str(text)), owner_of(request))
 
-    def upload(self, raw: Any, request: gr.Request) -> Any:
+    def upload(self, request: gr.Request, raw: Any) -> Any:
         data = raw if isinstance(raw, bytes) else b""
         return self.fill(lambda owner: self.studio.open_upload(owner, data), owner_of(request))
 
@@ -213,7 +207,7 @@ class _Events:
 
         return clicked
 
-    def write(self, *values: Any, request: gr.Request) -> tuple[str, str]:
+    def write(self, request: gr.Request, *values: Any) -> tuple[str, str]:
         """The job of the page as it is now."""
         try:
             return self.studio.job(owner_of(request), self.form(values)), ""

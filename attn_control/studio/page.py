@@ -11,7 +11,7 @@ from attn_control.errors import AttnControlError
 from attn_control.render.job import MAX_SEED
 from attn_control.render.yamlfile import JobError, KeyPath, dump_yaml
 from attn_control.studio.facts import Facts
-from attn_control.studio.form import ControlOptions, Method, controls_of
+from attn_control.studio.form import ControlOptions, Form, Method, controls_of, form_of
 from attn_control.studio.settings import Refused, Settings
 
 WITHOUT, WITH = "without", "with"
@@ -31,6 +31,12 @@ class Page:
     frames: int | None = None
     negative: str = ""
     controls: tuple[ControlOptions, ...] = ()
+
+
+def start_form(facts: Facts, methods: tuple[Method, ...]) -> Form:
+    """What the page opens with, and what a model starts with."""
+    form, _ = form_of((), methods)
+    return {"seed": 0, "negative": "", **facts.start, **form}
 
 
 def page_of(

@@ -1,0 +1,68 @@
+"""A studio on stand-ins that are quick, and one on a stock pipeline of random weights."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+import torch
+
+from attn_control.studio.page import start_form
+from attn_control.studio.settings import Settings
+from attn_control.studio.studio import Studio
+from attn_control.studio.tabs import METHODS
+
+
+def prompts_as_noise(pipe, tokens, pooled=None):
+    """Texts become noise of their own instead of features: no text encoder is needed."""
+
+    def encode_prompt(prompt, do_classifier_free_guidance=True, **_):
+        text = prompt if isinstance(prompt, str) else "".join(prompt or [])
+        seed = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        found = torch.randn(2, 1, *tokens, generator=seed)
+        if pooled is None:
+            return found[0], found[1]
+        both = torch.randn(2, 1, pooled, generator=seed)
+        return found[0], found[1], both[0], both[1]
+
+    pipe.encode_prompt = encode_prompt
+    return pipe
+
+
+@pytest.fixture
+def tiny_sd3(monkeypatch, tmp_path):
+    """The zoo has one model: a stock SD3 pipeline of random weights, 16 x 16 pixels, 3 steps."""
+    import tiny_pipelines
+
+    from attn_control import zoo
+
+    pipe, _ = tiny_pipelines.sd3()
+    prompts_as_noise(pipe, (5, 32), 16)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    start = {"max_sequence_length": 5, "num_inference_steps": 3, "guidance_scale": 2.0}
+    monkeypatch.setattr(zoo, "path", lambda name: folder)
+    monkeypatch.setattr(zoo, "load", lambda name, **_: pipe)
+    monkeypatch.setattr(zoo, "defaults", lambda name: {**start, "height": 16, "width": 16})
+    return pipe
+
+
+@pytest.fixture
+def studio(tiny_sd3):
+    """An open studio on it; closed afterwards."""
+    opened = Studio(Settings(), METHODS)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def form(studio):
+    """Its form with a prompt and two heads of SoftPAG on."""
+    facts = studio.facts("test", "shapes-sd3")
+    return {
+        **start_form(facts, METHODS),
+        "model": "shapes-sd3",
+        "prompt": "a red circle",
+        "SoftPAG.on": True,
+        "SoftPAG.heads": "L1H0, L0",
+    }
