@@ -16,7 +16,7 @@ SETUP = "$(PYTHON)" scripts/setup_env.py --torch $(TORCH)
 DEV = $(SETUP) --extra dev
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast lint typecheck aot gpu-report wheel bench clean
+.PHONY: help quickstart demo test test-fast lint typecheck aot gpu-report wheel bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -25,6 +25,9 @@ help:  ## this list
 quickstart:  ## install, then draw pictures with and without guidance on the built-in model
 	@$(SETUP) -- -m attn_control quickstart --out "$(OUT)" $(ARGS)
 	@echo "The pictures are in $$(cd "$(OUT)" && pwd)"
+
+demo:  ## install, then serve the studio: pictures without and with control, in the browser
+	@$(SETUP) --extra demo -- -m attn_control studio $(ARGS)
 
 test:  ## the whole test suite
 	@$(DEV) -- -m pytest $(ARGS)

@@ -163,6 +163,49 @@ def presets(
     _guarded(work)
 
 
+@app.command()
+def studio(
+    port: Annotated[int | None, typer.Option("--port", help="Default: a free one.")] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="0.0.0.0 serves every network that this machine is in.")
+    ] = "127.0.0.1",
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:0 or mps.")
+    ] = "auto",
+    models: Annotated[
+        list[Path] | None,
+        typer.Option("--models", help="A folder whose models visitors may name; may be repeated."),
+    ] = None,
+    allow_hub: Annotated[
+        bool, typer.Option("--allow-hub", help="Let visitors name hub ids, which are downloaded.")
+    ] = False,
+    max_pixels: Annotated[int, typer.Option("--max-pixels", min=64)] = 1024 * 1024,
+    max_frames: Annotated[int, typer.Option("--max-frames", min=1)] = 81,
+    max_steps: Annotated[int, typer.Option("--max-steps", min=1)] = 100,
+    max_seconds: Annotated[float, typer.Option("--max-seconds", min=1)] = 900.0,
+    browser: Annotated[bool, typer.Option("--browser", help="Open one.")] = False,
+) -> None:
+    """Serve the studio, a page in the browser: pictures without and with control, side by side."""
+
+    def work(console: Any, log: Any) -> None:
+        from attn_control.studio import Settings
+        from attn_control.studio.launch import launch
+
+        settings = Settings.of(
+            device=device,
+            folders=tuple(models or ()),
+            allow_hub=allow_hub,
+            pixels=max_pixels,
+            frames=max_frames,
+            steps=max_steps,
+            seconds=max_seconds,
+        )
+        log.print("opening the studio ...", style="dim")
+        launch(settings, host=host, port=port, browser=browser)
+
+    _guarded(work)
+
+
 @app.command("eval")
 def evaluate(
     suite: Annotated[

@@ -79,12 +79,11 @@ def _prompt(ui: Ui, settings: Settings, first: str) -> None:
         ui.add("cancel", gr.Button("Cancel", interactive=False, elem_id="cancel"))
     ui.alert("run")
     ui.add("status", gr.HTML("", elem_id="status"))
-    with gr.Group(elem_classes="ac-examples"):
-        with gr.Row():
-            for number, example in enumerate(EXAMPLES):
-                if example.model in zoo.NAMES:
-                    label = f"Example: {example.label}"
-                    ui.add(f"example.{number}", gr.Button(label, size="sm", min_width=140))
+    with gr.Accordion("Examples", open=True), gr.Row(elem_classes="ac-examples"):
+        for number, example in enumerate(EXAMPLES):
+            if example.model in zoo.NAMES:
+                button = gr.Button(example.label, size="sm", min_width=140)
+                ui.add(f"example.{number}", button)
 
 
 def _advanced(ui: Ui, settings: Settings) -> None:

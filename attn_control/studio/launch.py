@@ -48,7 +48,30 @@ def launch(
     # Fonts of the machine: a page that works without a network asks nobody for one.
     font = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
     theme = gr.themes.Soft(
-        primary_hue="blue", neutral_hue="slate", font=font, font_mono=["ui-monospace", "monospace"]
+        primary_hue="blue",
+        neutral_hue="slate",
+        radius_size="sm",
+        font=font,
+        font_mono=["ui-monospace", "monospace"],
+    ).set(
+        # Plain labels and dark enough hints: readable in both modes (WCAG AA).
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_padding="0",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        block_label_background_fill="none",
+        block_label_background_fill_dark="none",
+        block_label_text_color="*neutral_800",
+        block_label_text_color_dark="*neutral_100",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_text_color="white",
     )
     page = build(studio)
     page.queue(max_size=settings.waiting + 40)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from attn_control.errors import AttnControlError
+from attn_control.render.jobfile import model_from
+from attn_control.render.models import choose_device
 
 
 class Refused(AttnControlError):
@@ -46,3 +49,15 @@ class Settings:
     text: int = 2_000
     upload: int = 64_000
     kept: int = 100
+
+    @classmethod
+    def of(cls, **given: Any) -> Settings:
+        """Settings that hold. Raises AttnControlError: a folder that is none, a device that is no
+        name of one.
+        """
+        settings = cls(**given)
+        for folder in settings.folders:
+            if not folder.is_dir():
+                raise AttnControlError(f"--models {str(folder)!r} is no folder")
+        choose_device(model_from({"name": "x", "device": settings.device}).device)
+        return settings

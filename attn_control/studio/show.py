@@ -72,8 +72,8 @@ def grid(layers: Sequence[Layer], cells: Cells, label: str, whole: bool) -> str:
     heads = "" if whole else "".join(f'<th scope="col">H{head}</th>' for head in range(most))
     top = f'<thead><tr><th scope="col">layer</th>{heads}</tr></thead>'
     return (
-        f'<div class="ac-grid{" ac-whole" if whole else ""}" role="group" aria-label="{escape(label)}" '
-        f'tabindex="-1"><table>{top}<tbody>{"".join(rows)}</tbody></table></div>'
+        f'<div class="ac-grid{" ac-whole" if whole else ""}" role="group" tabindex="-1" '
+        f'aria-label="{escape(label)}"><table>{top}<tbody>{"".join(rows)}</tbody></table></div>'
     )
 
 
@@ -136,9 +136,10 @@ def _players(sides: Sequence[Side], result: Result) -> str:
             f'<span class="ac-tag ac-tag-{side.variant}">{side.variant}</span></div>'
         )
     return (
-        f'<figure class="ac-players" data-count="{count}"><div class="ac-films">{"".join(parts)}</div>'
-        '<div class="ac-controls"><button type="button" class="ac-play" aria-pressed="false">play'
-        f'</button><input type="range" class="ac-time" min="0" max="{count - 1}" value="0" step="1" '
+        f'<figure class="ac-players" data-count="{count}">'
+        f'<div class="ac-films">{"".join(parts)}</div><div class="ac-controls">'
+        '<button type="button" class="ac-play" aria-pressed="false">play</button>'
+        f'<input type="range" class="ac-time" min="0" max="{count - 1}" value="0" step="1" '
         f'aria-label="frame of both videos"><output>1 of {count}</output></div></figure>'
     )
 
@@ -184,7 +185,8 @@ def figures(result: Result) -> str:
     )
     return (
         f'<table class="ac-figures"><caption>{escape(_difference(result))}</caption><thead><tr>'
-        f'<th scope="col">seed {result.page.seed}</th>{head}</tr></thead><tbody>{body}</tbody></table>'
+        f'<th scope="col">seed {result.page.seed}</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
     )
 
 
