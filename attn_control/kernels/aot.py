@@ -93,7 +93,8 @@ def measure(variant: Variant) -> Row:
     )
     args, constants = make.launch(variant.kernel, shape, variant.target)
     warps, stages = constants["num_warps"], constants["num_stages"]
-    tile = Tile(constants["M"], constants.get("N", 0), warps, stages)
+    cap = constants.get("maxnreg", 0)
+    tile = Tile(constants["M"], constants.get("N", 0), warps, stages, cap)
     function = make.KERNELS[variant.kernel]
     binary = read(make.compile_for(variant.target, function, args, constants))
     multiplies = variant.kernel in WALKS and variant.dtype != "fp32"

@@ -40,7 +40,7 @@ TYPES = {
     torch.int32: "i32",
     torch.uint8: "u8",
 }
-OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 Launch = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -49,7 +49,8 @@ class Shape:
     """A call of a real model: Flux at 1024 x 1024 pixels by default.
 
     extra: "bool" or "added", the model's own mask, for each pair; "orders", rows of queries and of
-    keys in orders of their own; or nothing. tf32: what float32 is multiplied as.
+    keys in orders of their own; "groups", words of 64 atoms; "after", forward's epilogues; or
+    nothing. tf32: what float32 is multiplied as.
     """
 
     batch: int = 1
@@ -92,7 +93,7 @@ def launch(kernel: str, shape: Shape, target: str, tile: Tile | None = None) -> 
     _, args, constants = arguments(
         *(walk, _extras(shape), q, k, v, tensors, strided, shape.dim**-0.5),
         by_keys=by_keys,
-        epilogue=Epilogue() if kernel == "forward" else None,
+        epilogue=_epilogue(shape) if kernel == "forward" else None,
     )
     return args, constants | {"PRECISION": "tf32" if shape.tf32 else "ieee"}
 
@@ -131,13 +132,29 @@ def _tensors(kernel: str, shape: Shape) -> tuple[Any, ...]:
 
 def _extras(shape: Shape) -> Extras:
     batch, heads, tokens, _ = shape.whole
+
+    def meta(*sizes: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device="meta")
+
     if shape.extra == "orders":
-        order = torch.empty(batch, heads, tokens, dtype=torch.int32, device="meta")
-        return Extras(order, order, None)
-    if shape.extra:
+        order = meta(batch, heads, tokens)
+        return Extras(q_order=order, k_order=order)
+    if shape.extra == "groups":
+        atoms = meta(batch, tokens)
+        return Extras(words=meta(64, 2), q_atom=atoms, k_atom=atoms)
+    if shape.extra in ("bool", "added"):
         dtype = torch.bool if shape.extra == "bool" else shape.dtype
-        return Extras(None, None, torch.empty(batch, 1, tokens, tokens, dtype=dtype, device="meta"))
-    return Extras(None, None, None)
+        return Extras(bias=meta(batch, 1, tokens, tokens, dtype=dtype))
+    return Extras()
+
+
+def _epilogue(shape: Shape) -> Epilogue:
+    if shape.extra != "after":
+        return Epilogue()
+    batch, heads, tokens, _ = shape.whole
+    onto = empty_out(torch.empty(shape.whole, dtype=shape.dtype, device="meta"))
+    sums = torch.empty(shape.whole[:3], device="meta")
+    return Epilogue(onto, sums, torch.empty(1, heads, 1, device="meta"))
 
 
 def _row_sums(shape: Shape) -> Launch:
@@ -162,7 +179,7 @@ def compile_for(
     """triton's CompiledKernel, specialised as a launch would be: on integers that are 1 or
     multiples of 16, and on pointers that are aligned, as an allocator's are.
     """
-    options = {name: constants[name] for name in OPTIONS}
+    options = {name: constants[name] for name in OPTIONS if name in constants}
     fixed = {name: value for name, value in constants.items() if name not in options}
     signature, attrs = {}, {}
     for place, name in enumerate(function.arg_names):

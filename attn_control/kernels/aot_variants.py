@@ -12,12 +12,14 @@ KERNELS = ("forward", "of_queries", "of_keys", "row_sums")
 WALKS = KERNELS[:3]
 """Those that walk lists, and so have a dense twin and a matrix product in a loop."""
 DIMS = (64, 128)
+EXTRAS = ("bool", "added", "orders", "groups", "after")
+"""As `aot_compile.Shape` has them; the last is forward's alone."""
 
 
 @dataclass(frozen=True)
 class Variant:
     """dtype: "bf16", "fp16", "tf32" (float32 on the matrix unit) or "fp32" (exact products, which
-    no matrix unit has). extra: as `aot_compile.Shape` has it.
+    no matrix unit has). extra: one of `EXTRAS`, or nothing.
     """
 
     target: str
@@ -53,7 +55,8 @@ FEW = [
     Variant("sm_90", "forward", 32),
     Variant("sm_90", "of_keys", 256),
     Variant("sm_90", "forward", 128, extra="orders"),
-    Variant("sm_90", "of_keys", 128, extra="added"),
+    Variant("sm_90", "of_keys", 128, extra="groups"),
+    Variant("sm_90", "forward", 128, extra="after"),
     Variant("gfx942", "forward", 128, extra="added"),
     Variant("gfx942", "row_sums", 128),
 ]
@@ -69,7 +72,9 @@ def every(targets: Sequence[str], kernels: Sequence[str], dims: Sequence[int]) -
     found = []
     for base in plain(targets, [kernel for kernel in kernels if kernel in WALKS], dims):
         found += [replace(base, dtype=dtype) for dtype in ("fp16", "tf32", "fp32")]
-        found += [replace(base, extra=extra) for extra in ("bool", "added", "orders")]
+        found += [replace(base, extra=extra) for extra in EXTRAS if extra != "after"]
+        if base.kernel == "forward":
+            found.append(replace(base, extra="after"))
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from attn_control.kernels import aot
-from attn_control.kernels.aot_variants import KERNELS, chosen
+from attn_control.kernels.aot_variants import EXTRAS, KERNELS, chosen
 from attn_control.kernels.chips import CHIPS
 
 compiles = [
@@ -159,7 +159,7 @@ def test_what_is_compiled():
     for found in (few, every):
         assert {v.kernel for v in found} == set(KERNELS)
         assert {v.dtype for v in found} == {"bf16", "fp16", "tf32", "fp32"}
-        assert {v.extra for v in found} == {"", "bool", "added", "orders"}
+        assert {v.extra for v in found} == {"", *EXTRAS}
         assert {v.dim for v in found} == {32, 64, 128, 256}
     assert {v.target for v in every if v.extra} == set(CHIPS)
     assert chosen(["sm_80"], ["forward"], [64], "none") == [aot.Variant("sm_80", "forward", 64)]
