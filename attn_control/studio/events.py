@@ -64,7 +64,7 @@ class _Events:
             if f"example.{number}" in parts:
                 button = parts[f"example.{number}"]
                 button.click(self.example(number), None, filled, **_QUICK)
-        written = [text, parts["alert.job"]]
+        written = [text, parts["foreseen"]]
         changes = [part.change for part in ui.fields]
         gr.on(
             [*changes, page.load], self.write, ui.fields, written,
@@ -208,11 +208,16 @@ class _Events:
         return clicked
 
     def write(self, request: gr.Request, *values: Any) -> tuple[str, str]:
-        """The job of the page as it is now."""
+        """The job of the page as it is now, and what its sparse controls would do."""
+        form, owner = self.form(values), owner_of(request)
         try:
-            return self.studio.job(owner_of(request), self.form(values)), ""
+            job = self.studio.job(owner, form)
         except Refused as error:
             return f"# no job yet: {error}", ""
+        try:
+            return job, show.foreseen(self.studio.foresee(owner, form))
+        except Refused as error:
+            return job, show.alert(f"{error.place}: {error}")
 
 
 _ENDED = {"done": "done", "cancelled": "cancelled", "failed": "not finished"}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from attn_control.call import Site
 from attn_control.render.models import ModelChoice
 from attn_control.render.signature import (
     call_parameters,
@@ -28,7 +29,7 @@ class Facts:
         cfg: the sampler's key of classifier-free guidance, None where the model has none.
         start: steps, cfg, height, width and frames that the page opens with.
         multiple, period: of height and width; what frames are one more than a multiple of.
-        grid: of a video, the tokens (frames, height, width) of its start.
+        sites: all attention modules, without the modules, so that no model is kept for them.
         negative: whether the pipeline takes a negative prompt.
     """
 
@@ -41,10 +42,12 @@ class Facts:
     period: int = 1
     video: bool = False
     negative: bool = True
+    sites: tuple[Site, ...] = ()
 
-    def tokens(self, height: int, width: int, frames: int) -> tuple[int, int, int]:
-        """Frames, rows and columns of tokens of a video of this size."""
-        return (frames - 1) // self.period + 1, height // self.multiple, width // self.multiple
+    def tokens(self, height: int, width: int, frames: int | None) -> tuple[int, int, int]:
+        """Frames, rows and columns of tokens of a picture or video of this size."""
+        deep = 1 if frames is None else (frames - 1) // self.period + 1
+        return deep, height // self.multiple, width // self.multiple
 
 
 def facts_of(choice: ModelChoice, pipe: Any) -> Facts:
@@ -88,4 +91,5 @@ def facts_of(choice: ModelChoice, pipe: Any) -> Facts:
         period=frame_period(pipe),
         video=video,
         negative="negative_prompt" in parameters,
+        sites=tuple(replace(site, module=None) for site in sites),
     )

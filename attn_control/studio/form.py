@@ -22,8 +22,9 @@ class Field:
     """One option of a control.
 
     kind: "number", "whole", "choice", "switch", "text"; "heads" and "layers" are selectors, to be
-        clicked in a grid; "window" takes two fields, from and to. `start` is what the page opens
-        with, where that is not the control's own default.
+        clicked in a grid; "window" takes two fields, from and to. `option` may be one inside
+        another, "policy.first". `start` is what the page opens with, where that is not the
+        control's own default; `absent` is a value that stands for leaving the option out.
     """
 
     option: str
@@ -35,6 +36,7 @@ class Field:
     step: float = 0.05
     choices: tuple[str, ...] = ()
     info: str = ""
+    absent: Any = None
 
 
 WINDOW = Field("window", "window", "window", "0-1")
@@ -77,9 +79,10 @@ class Method:
         found: dict[str, Any] = {}
         for field in self.fields:
             value = self._read(field, form, longest)
-            if value != _default(self.control, field.option):
+            left_out = field.absent is not None and value == field.absent
+            if not left_out and value != _default(self.control, field.option):
                 found[field.option] = value
-        return {**found, **self._more(form, longest)}
+        return _nested({**found, **_flat(self._more(form, longest))})
 
     def _read(self, field: Field, form: Mapping[str, Any], longest: int) -> Any:
         if field.kind == "window":
@@ -134,14 +137,18 @@ class Method:
     def fill(self, options: Mapping[str, Any]) -> Form:
         """The form of a control with these options: what has no field goes to 'more options'."""
         form = {**self.start(), f"{self.control}.on": True}
-        rest = dict(options)
+        rest = _flat(options)
         for field in self.fields:
             value = rest.pop(field.option, _default(self.control, field.option))
+            if value is None and field.absent is not None:
+                value = field.absent
             if self._fits(field, value):
                 form.update(self._shown(field, value))
             else:
                 rest[field.option] = value
-        form[f"{self.control}.more"] = dump_yaml(rest, one_line=True).strip() if rest else ""
+        form[f"{self.control}.more"] = (
+            dump_yaml(_nested(rest), one_line=True).strip() if rest else ""
+        )
         return form
 
     def _fits(self, field: Field, value: Any) -> bool:
@@ -212,7 +219,32 @@ def form_of(
 
 def _default(control: str, option: str) -> Any:
     """The control's own default; None where it has none, and so is always written."""
+    name, _, inner = option.partition(".")
     for each in fields(CONTROLS[control]):
-        if each.name == option:
-            return None if each.default is MISSING else each.default
+        if each.name == name:
+            value = None if each.default is MISSING else each.default
+            return getattr(value, inner) if inner else value
     raise KeyError(f"{control} has no option {option!r}")
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"policy": {"first": 2}}` as `{"policy.first": 2}`."""
+    found = {}
+    for name, value in options.items():
+        if name == "policy" and isinstance(value, Mapping):
+            found |= {f"policy.{inner}": each for inner, each in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
+def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The other way."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        outer, dot, inner = str(name).partition(".")
+        if dot:
+            found.setdefault(outer, {})[inner] = value
+        else:
+            found[name] = value
+    return found

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from attn_control.studio.foreseen import Foreseen
 from attn_control.studio.grid import Cells, Layer
 from attn_control.studio.page import WITH, WITHOUT
 from attn_control.studio.work import Result, Side
@@ -44,7 +45,8 @@ def status(text: str, share: float | None) -> str:
     # The bar moves many times a second: only the words are announced.
     return (
         f'<p class="ac-status" role="status">{escape(text)}</p>'
-        f'<progress aria-label="progress of the run" max="100" value="{100 * share:.0f}"></progress>'
+        '<progress aria-label="progress of the run" max="100" '
+        f'value="{100 * share:.0f}"></progress>'
     )
 
 
@@ -211,6 +213,40 @@ def _verdict(value: Any) -> str:
 
 def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1000 * seconds:.0f} ms"
+
+
+def foreseen(plans: Sequence[Foreseen]) -> str:
+    """Masks of the controls that are on, and their density by step: a bar each, darker if dense."""
+    return "".join(_foreseen(plan) for plan in plans)
+
+
+def _foreseen(plan: Foreseen) -> str:
+    frames, rows, columns = plan.place.shape
+    size = f"{plan.place.tokens} tokens ({frames} x {rows} x {columns})"
+    picture = '<p class="ac-note">The mask is chosen while it runs.</p>'
+    if plan.mask is not None:
+        file = io.BytesIO()
+        plan.picture().save(file, "PNG")
+        picture = (
+            f'<img src="{_data("png", file.getvalue())}" alt="block mask of {plan.control}, '
+            f'{plan.mask.density():.0%} of all pairs are on">'
+        )
+    bars = "".join(
+        f'<rect x="{10 * step}" y="{100 - 100 * (value or 0):.1f}" width="8" '
+        f'height="{100 * (value or 0):.1f}" class="ac-{outcome}"><title>step {step}: {outcome}'
+        f"{'' if value is None else f', density {value:.2f}'}</title></rect>"
+        for step, (outcome, value) in enumerate(zip(plan.outcomes, plan.densities, strict=True))
+    )
+    mean = "not known before it runs" if plan.amortised is None else f"{plan.amortised:.3f}"
+    told = f"{plan.control}: density over the whole run {mean}, {size}."
+    bound = f" Perhaps more: {escape(plan.bound)}." if plan.bound else ""
+    return (
+        f'<figure class="ac-mask"><div>{picture}</div><div><svg viewBox="0 0 '
+        f'{10 * len(plan.outcomes)} 100" preserveAspectRatio="none" role="img" '
+        f'aria-label="density by step of {plan.control}">{bars}</svg>'
+        f"<figcaption>{told}{bound} A bar is a step; a full one is dense.</figcaption></div>"
+        "</figure>"
+    )
 
 
 def report(result: Result) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attn_control.studio.facts import Facts
+from attn_control.studio.foreseen import Foreseen, foresee
 from attn_control.studio.form import Form, Method
 from attn_control.studio.models import Shelf
 from attn_control.studio.opened import open_job, text_of_upload
@@ -74,6 +75,11 @@ class Studio:
         """The form as the YAML of a job. Raises Refused for a form that is no run."""
         facts = self.facts(owner, form.get("model"))
         return job_of(page_of(form, facts, self.methods, self.settings), facts, self.shelf.device)
+
+    def foresee(self, owner: str, form: Mapping[str, Any]) -> list[Foreseen]:
+        """What the page's sparse controls would do. Raises Refused."""
+        facts = self.facts(owner, form.get("model"))
+        return foresee(page_of(form, facts, self.methods, self.settings), facts)
 
     def open(self, owner: str, text: str) -> tuple[Form, Facts, list[str]]:
         """A job as a form, in its turn where its model has to be loaded. Raises Refused."""

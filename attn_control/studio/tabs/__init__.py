@@ -1,8 +1,8 @@
 """One tab a file: its methods as data, and how it is laid out. A new tab is a new file here."""
 
-from attn_control.studio.tabs import guidance, job
+from attn_control.studio.tabs import guidance, job, video
 
-TABS = (guidance, job)
+TABS = (guidance, video, job)
 METHODS = tuple(method for tab in TABS for method in tab.METHODS)
 
 __all__ = ["METHODS", "TABS"]

@@ -1,0 +1,88 @@
+"""What a sparse control would do at a size, before anything runs: its mask, its density by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attn_control.errors import AttnControlError
+from attn_control.foresight import expected
+from attn_control.masks.block import BlockMask
+from attn_control.masks.draw import draw
+from attn_control.masks.place import Place
+from attn_control.processors import build_control
+from attn_control.processors.sparse import SparseControl
+from attn_control.studio.facts import Facts
+from attn_control.studio.form import ControlOptions
+from attn_control.studio.page import Page
+from attn_control.studio.settings import Refused
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """One sparse control of the page.
+
+    Attributes:
+        mask: None where queries and keys decide it while it runs.
+        place: the tokens, without text.
+        outcomes, densities: of each step, as in ``StepPolicy``, and the mean density over layers.
+        amortised: the mean over all steps; None where it is not known.
+    """
+
+    control: str
+    mask: BlockMask | None
+    place: Place
+    outcomes: Sequence[str]
+    densities: Sequence[float | None]
+    amortised: float | None
+    bound: str
+
+    def picture(self, width: int = 420) -> Any:
+        """The mask drawn as PIL RGB; queries downwards, white is off."""
+        return None if self.mask is None else draw(self.mask, width=width)
+
+
+def foresee(page: Page, facts: Facts) -> list[Foreseen]:
+    """Every sparse control of a page, in its order.
+
+    Raises:
+        Refused: at the control's section, where it cannot act at this size or on this model.
+    """
+    place = Place(facts.tokens(page.height, page.width, page.frames))
+    found = []
+    for name, options in page.controls:
+        control = build_control(name, options)
+        if isinstance(control, SparseControl):
+            try:
+                found.append(_foresee((name, options), control, place, page.steps, facts))
+            except AttnControlError as error:
+                raise Refused(name, str(error)) from None
+    return found
+
+
+def _foresee(
+    written: ControlOptions, control: SparseControl, place: Place, steps: int, facts: Facts
+) -> Foreseen:
+    chosen, spared = control.select(facts.sites), control.spares(facts.sites)
+    control.check_place(next(iter(chosen)), place)
+    due = [
+        step
+        for step in range(steps)
+        if control.when.kind == "sigma" or control.when.contains(step / steps)
+    ]
+    levels = list(range(steps))
+    control.refuse_run(due, levels)
+    plan = expected(control, due, levels, place, len(chosen) + len(spared), len(spared))
+    made = getattr(control.pattern(place, torch.device("cpu")), "made", None)
+    return Foreseen(
+        control=written[0],
+        mask=made[0].mask if made else None,
+        place=place,
+        outcomes=plan.outcomes,
+        densities=plan.densities,
+        amortised=plan.amortised,
+        bound=plan.bound,
+    )
