@@ -7,6 +7,7 @@ from attn_control.kernels.epilogues import Blend, Gain, Gates, Region
 from attn_control.kernels.nag import Extrapolate
 from attn_control.kernels.paths import PATHS
 from attn_control.kernels.permute import Permute
+from attn_control.kernels.probing import probe
 from attn_control.kernels.targets import TARGETS, Target
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "attend",
     "explain",
     "gaussian",
+    "probe",
 ]

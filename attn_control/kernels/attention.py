@@ -55,7 +55,7 @@ def attend(
     Raises:
         AttnControlError: an argument that does not fit, by name, with what was expected.
     """
-    _check(q, k, v, plan, mask)
+    check(q, k, v, plan, mask)
     if scale is None:
         scale = q.shape[-1] ** -0.5
     elif isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
@@ -88,45 +88,48 @@ def attend(
     return out, lse if need_lse else None
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, plan: object, mask: object) -> None:
+def check(
+    q: Tensor, k: Tensor, v: Tensor, plan: object, mask: object, *, who: str = "attend"
+) -> None:
+    """Raise for arguments of `attend`, or of ``who``, that do not fit each other."""
     for name, given in (("q", q), ("k", k), ("v", v)):
         if not isinstance(given, Tensor) or given.dim() != 4:
             got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise AttnControlError(
-                f"attend: expected {name} as a tensor (batch, heads, tokens, head_dim), got {got}"
+                f"{who}: expected {name} as a tensor (batch, heads, tokens, head_dim), got {got}"
             )
         if given.dtype not in DTYPES or given.dtype != q.dtype:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             expected = f"one of {names}" if given.dtype not in DTYPES else f"q's {q.dtype}"
-            raise AttnControlError(f"attend: expected {name} of {expected}, got {given.dtype}")
+            raise AttnControlError(f"{who}: expected {name} of {expected}, got {given.dtype}")
         if given.device != q.device:
-            raise AttnControlError(f"attend: {name} is on {given.device}, q on {q.device}")
+            raise AttnControlError(f"{who}: {name} is on {given.device}, q on {q.device}")
     if k.shape != v.shape:
         raise AttnControlError(
-            f"attend: expected k and v of one shape, got {tuple(k.shape)} and {tuple(v.shape)}"
+            f"{who}: expected k and v of one shape, got {tuple(k.shape)} and {tuple(v.shape)}"
         )
     if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
         raise AttnControlError(
-            f"attend: expected k of batch {q.shape[0]} and head_dim {q.shape[3]} as q, got"
+            f"{who}: expected k of batch {q.shape[0]} and head_dim {q.shape[3]} as q, got"
             f" {tuple(k.shape)}"
         )
     heads, kv_heads = q.shape[1], k.shape[1]
     if not kv_heads or heads % kv_heads:
-        raise AttnControlError(f"attend: {heads=} has to be a multiple of {kv_heads=} (k, v)")
+        raise AttnControlError(f"{who}: {heads=} has to be a multiple of {kv_heads=} (k, v)")
     if plan is not None:
-        _check_plan(q, k, plan)
+        _check_plan(q, k, plan, who)
     if mask is not None:
-        _check_mask(q, k, mask)
+        _check_mask(q, k, mask, who)
 
 
-def _check_plan(q: Tensor, k: Tensor, plan: object) -> None:
+def _check_plan(q: Tensor, k: Tensor, plan: object, who: str) -> None:
     if not isinstance(plan, (BlockMask, GroupMask)):
         raise AttnControlError(
-            f"attend: expected a BlockMask, a GroupMask or None as plan, got {type(plan).__name__}"
+            f"{who}: expected a BlockMask, a GroupMask or None as plan, got {type(plan).__name__}"
         )
     if (plan.q_len, plan.k_len) != (q.shape[2], k.shape[2]):
         raise AttnControlError(
-            f"attend: plan is for {plan.q_len} queries and {plan.k_len} keys, q has {q.shape[2]}"
+            f"{who}: plan is for {plan.q_len} queries and {plan.k_len} keys, q has {q.shape[2]}"
             f" tokens and k {k.shape[2]}"
         )
     for name, given, expected in (
@@ -134,25 +137,25 @@ def _check_plan(q: Tensor, k: Tensor, plan: object) -> None:
         ("heads", plan.heads, q.shape[1]),
     ):
         if given not in (1, expected):
-            raise AttnControlError(f"attend: expected plan.{name} of 1 or {expected}, got {given}")
+            raise AttnControlError(f"{who}: expected plan.{name} of 1 or {expected}, got {given}")
 
 
-def _check_mask(q: Tensor, k: Tensor, mask: object) -> None:
+def _check_mask(q: Tensor, k: Tensor, mask: object, who: str) -> None:
     full = (*q.shape[:3], k.shape[2])
     if not isinstance(mask, Tensor):
-        raise AttnControlError(f"attend: expected a tensor as mask, got {type(mask).__name__}")
+        raise AttnControlError(f"{who}: expected a tensor as mask, got {type(mask).__name__}")
     if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
-        raise AttnControlError(f"attend: expected mask as bool or float, got {mask.dtype}")
+        raise AttnControlError(f"{who}: expected mask as bool or float, got {mask.dtype}")
     if mask.device != q.device:
-        raise AttnControlError(f"attend: mask is on {mask.device}, q on {q.device}")
+        raise AttnControlError(f"{who}: mask is on {mask.device}, q on {q.device}")
     sizes = zip(reversed(mask.shape), reversed(full), strict=False)
     if mask.dim() > 4 or any(size not in (1, whole) for size, whole in sizes):
         raise AttnControlError(
-            "attend: expected mask broadcastable to (batch, heads, q_tokens, k_tokens) ="
+            f"{who}: expected mask broadcastable to (batch, heads, q_tokens, k_tokens) ="
             f" {full}, got {tuple(mask.shape)}"
         )
     if mask.requires_grad and torch.is_grad_enabled():
         raise AttnControlError(
-            "attend: mask requires grad, which attend does not compute: detach it, or add it to"
+            f"{who}: mask requires grad, which {who} does not compute: detach it, or add it to"
             " the scores in a softmax of your own"
         )

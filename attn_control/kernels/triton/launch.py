@@ -107,7 +107,7 @@ def run_backward(
     batch, heads, queries, dim = q.shape
     delta, mass = torch.empty_like(lse), torch.empty_like(lse)
     m = 64
-    with _on(q):
+    with on(q):
         # Heads of all rows along the axis without a limit: temporal attention has one row a pixel.
         backward.row_sums[(batch * heads, -(-queries // m))](
             *(out, grad, delta if grad_lse is None else grad_lse.contiguous(), lse, delta, mass),
@@ -139,7 +139,7 @@ def dense_rows(x: Tensor) -> Tensor:
 
 def _launch(kernel: Any, given: tuple[Any, ...], q: Tensor) -> None:
     grid, args, constants = given
-    with _on(q):
+    with on(q):
         kernel[grid](*args, **constants)
 
 
@@ -175,7 +175,6 @@ def arguments(
         strides += broadcast(x, taken)
     for x in (extras.q_atom, extras.k_atom):
         strides += broadcast(x, 1)
-    precise = q.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
     args = (
         *tensors,
         *lists,
@@ -205,13 +204,14 @@ def arguments(
         "K_ORDERED": extras.k_order is not None,
         "BIAS": kind,
         "GROUPS": 0 if extras.words is None else extras.words.shape[1],
-        "PRECISION": "ieee" if precise else "tf32",
+        "PRECISION": precision(q.dtype),
         "num_warps": tile.warps,
         "num_stages": tile.stages,
         # A multiply and an add are one: triton 3.10 no longer takes that for granted.
         "enable_fp_fusion": True,
     }
-    if tile.registers:
+    if tile.registers and all(x is None for x in (*extras, *(epilogue or ()))):
+        # What extras hold beside comes on top: under the cap of the plain kernel they would spill.
         constants["maxnreg"] = tile.registers
     if epilogue is not None:
         args += tuple(stand_in if x is None else x for x in epilogue)
@@ -229,7 +229,13 @@ def broadcast(x: Tensor | None, axes: int) -> list[int]:
     return [0 if size == 1 else step for size, step in steps][:axes]
 
 
-def _on(x: Tensor) -> AbstractContextManager[Any]:
+def precision(dtype: torch.dtype) -> str:
+    """Of products, as tl.dot takes it."""
+    precise = dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if precise else "tf32"
+
+
+def on(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 

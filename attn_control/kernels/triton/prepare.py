@@ -76,10 +76,14 @@ def _prepare(
         orders, places = zip(*map(_sorted, places), strict=True)
     sides = *places, plan.table
     made = _lists(blocks, sides, not ordered, dim, half, group, needs_grad)
+    return Prepared(*made, *orders, *words_of(plan))
+
+
+def words_of(plan: GroupMask) -> tuple[Tensor, Tensor, Tensor]:
+    """words, q_atom and k_atom, as `launch.Extras` has them."""
     halves = plan.allow.view(torch.int32).view(-1, 2)
     bits = 1 if int(plan.k_atom.max()) < 32 else 2
-    atoms = (x.int() for x in (plan.q_atom, plan.k_atom))
-    return Prepared(*made, *orders, halves[:, :bits].contiguous(), *atoms)
+    return halves[:, :bits].contiguous(), plan.q_atom.int(), plan.k_atom.int()
 
 
 def _sorted(atoms: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from attn_control.errors import AttnControlError
 from attn_control.kernels.triton.after import mix, soften
-from attn_control.kernels.triton.prepare import everything, prepared
+from attn_control.kernels.triton.prepare import everything, prepared, words_of
 from attn_control.masks.block import BlockMask
+from attn_control.masks.columns import entries
 from attn_control.masks.group import GroupMask
 
 WIDEST = 256
@@ -88,16 +89,47 @@ def attend_triton(
     return out if u is None else soften(out, v, u), lse
 
 
-def refuse(q: Tensor) -> None:
+def probe_triton(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    keys: Tensor,
+    plan: BlockMask | GroupMask | None,
+    mask: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """As `kernels.probe`, which has checked the arguments; keys: int64."""
+    refuse(q, "probe")
+    blocks = plan.blocks if isinstance(plan, GroupMask) else plan
+    listed: tuple[Tensor | None, ...] = (None, None, None)
+    if blocks is not None:
+        entry, place = entries(blocks, keys)
+        pool = blocks.pool if len(blocks.pool) else blocks.pool.new_zeros(1, blocks.q_block, 1)
+        listed = entry.contiguous(), place.int(), pool.contiguous()
+        bounds = blocks.q_bounds
+    else:
+        bounds = torch.arange(-(-q.shape[2] // 64) + 1, dtype=torch.int32, device=q.device) * 64
+        bounds = bounds.clamp(max=q.shape[2])
+    if mask is not None:
+        mask = mask[(None,) * (4 - mask.dim())]
+    atoms = words_of(plan) if isinstance(plan, GroupMask) else (None, None, None)
+
+    from attn_control.kernels.triton.probe import key_columns
+
+    found: Tensor = key_columns(q, k, lse, keys.int(), scale, bounds, [*listed, mask, *atoms])
+    return found
+
+
+def refuse(q: Tensor, who: str = "attend") -> None:
     """Raise for queries that no kernel of ours can take."""
     missing = _missing(q.device.type, q.dtype)
     if missing:
-        raise AttnControlError(f"attend: impl='triton' {missing}")
+        raise AttnControlError(f"{who}: impl='triton' {missing}")
     if q.dtype == torch.float64:
-        raise AttnControlError("attend: impl='triton' has no float64; take 'torch' or 'reference'")
+        raise AttnControlError(f"{who}: impl='triton' has no float64; take 'torch' or 'reference'")
     if not 1 <= q.shape[3] <= WIDEST:
         raise AttnControlError(
-            f"attend: impl='triton' goes up to head_dim {WIDEST}, got {q.shape[3]}; take 'torch'"
+            f"{who}: impl='triton' goes up to head_dim {WIDEST}, got {q.shape[3]}; take 'torch'"
         )
 
 
