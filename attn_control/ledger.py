@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from attn_control.call import Site, Step
+from attn_control.masks.place import Place
 from attn_control.policy import DENSE, OUTCOMES
 
 
@@ -60,6 +61,7 @@ class Ledger:
     def __init__(self) -> None:
         self.rows: list[Fired] = []
         self.notes: dict[str, None] = {}
+        self.place: Place | None = None  # of the last geometry that was compiled
         self.spared: set[Site] = set()  # sites that stay dense though they are selected
 
     def dense(self, step: Step, sites: Iterable[Site]) -> None:

@@ -10,8 +10,12 @@ from typing import Any, NamedTuple
 from attn_control.entry import check_window
 from attn_control.errors import AttnControlError
 from attn_control.families import Family
+from attn_control.foresight import Expected, expected
+from attn_control.masks.place import Place
+from attn_control.policy import DENSE
 from attn_control.processors.control import Control
-from attn_control.steps import noise_levels
+from attn_control.processors.sparse import SparseControl
+from attn_control.steps import levels_of, noise_levels
 
 
 class Due(NamedTuple):
@@ -34,12 +38,13 @@ class Preview:
     """Steps of a run to come, control by control.
 
     ``exact`` is False where a sigma window counts as the whole run, because the noise levels depend
-    on the picture's size.
+    on the picture's size. ``sparse``: density by step and over the run, of each sparse control.
     """
 
     steps: int
     rows: list[Due]
     exact: bool = True
+    sparse: tuple[Expected, ...] = ()
 
     @property
     def extra_forwards(self) -> int:
@@ -72,7 +77,7 @@ class Preview:
         ]
         bound = "" if self.exact else "at most "
         lines.append(f"extra forwards: {bound}{self.extra_forwards} beside {self.steps} steps")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(line for each in self.sparse for line in each.lines())])
 
 
 def _schedule(scheduler: Any, family: Family, steps: int) -> tuple[list[float], list[float] | None]:
@@ -92,8 +97,19 @@ def _schedule(scheduler: Any, family: Family, steps: int) -> tuple[list[float], 
     return [float(n) for n in range(steps)], None
 
 
-def foresee(controls: Sequence[Control], scheduler: Any, family: Family, steps: int) -> Preview:
+def foresee(
+    controls: Sequence[Control],
+    scheduler: Any,
+    family: Family,
+    steps: int,
+    *,
+    place: Place | None = None,
+    sites: Sequence[tuple[int, int]] = (),
+) -> Preview:
     """When each control would act in a run of ``steps``, and what that would cost.
+
+    place: the tokens, where they are known; sites: of each control, how many attention modules it
+    selects, and how many of those its policy keeps dense.
 
     Raises:
         AttnControlError: steps is no number of steps, or a window holds none of them.
@@ -101,13 +117,19 @@ def foresee(controls: Sequence[Control], scheduler: Any, family: Family, steps: 
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise AttnControlError(f"preview: steps must be a positive whole number, got {steps!r}")
     values, sigmas = _schedule(scheduler, family, steps)
-    rows = []
-    for control in controls:
+    rows, sparse, levels = [], [], levels_of(values)
+    for number, control in enumerate(controls):
         due = [] if control.idle else check_window(control, control.when, values, sigmas, 0)
+        if isinstance(control, SparseControl):
+            control.refuse_run(due, levels)
+            counts = sites[number] if sites else (1, 0)
+            sparse.append(expected(control, due, levels, place, *counts))
+            acts = [n for n, outcome in enumerate(sparse[-1].outcomes) if outcome != DENSE]
+            due = acts
         guides = control.guidance_scale is not None
         rides = guides and control.rides
         rows.append(
             Due(str(control), control.idle, due, guides and not rides, control.appends, rides)
         )
     guessed = sigmas is None and any(control.when.kind == "sigma" for control in controls)
-    return Preview(len(values), rows, exact=not guessed)
+    return Preview(len(values), rows, exact=not guessed, sparse=tuple(sparse))

@@ -98,8 +98,8 @@ class ControlRecord:
         """Its steps, run by run, e.g. ``0-3 (1, 3 cached)``."""
         runs = []
         for run in dict.fromkeys([*self.steps, *self.skipped]):
-            cached = _ranges(self.skipped.get(run, []))
-            acted = _ranges(self.steps.get(run, [])) or "none"
+            cached = ranges(self.skipped.get(run, []))
+            acted = ranges(self.steps.get(run, [])) or "none"
             runs.append(f"{acted} ({cached} cached)" if cached else acted)
         return "; ".join(runs) or "-"
 
@@ -130,7 +130,7 @@ class ControlRecord:
             by_density: dict[str, list[int]] = {}
             for step, density in steps:
                 by_density.setdefault(f"{density:.3f}", []).append(int(step))
-            told = "; ".join(f"{d} at {_ranges(at)}" for d, at in by_density.items())
+            told = "; ".join(f"{d} at {ranges(at)}" for d, at in by_density.items())
             found.append(f"  {_together(layers)}: {told}")
         return [*found, *(f"  {note}" for note in self.notes)]
 
@@ -207,12 +207,12 @@ def _together(layers: list[str]) -> str:
     return ", ".join(
         f"{model}L{part}.{slot}"
         for (model, slot), numbers in by_kind.items()
-        for part in _ranges(numbers).split(", ")
+        for part in ranges(numbers).split(", ")
     )
 
 
-def _ranges(steps: list[int]) -> str:
-    """``[0, 1, 2, 5]`` as ``0-2, 5``."""
+def ranges(steps: list[int]) -> str:
+    """Numbers taken together: ``[0, 1, 2, 5]`` as ``0-2, 5``."""
     runs: list[list[int]] = []
     for step in sorted(set(steps)):
         if runs and runs[-1][1] == step - 1:

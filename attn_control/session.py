@@ -12,8 +12,10 @@ from attn_control.call import Site, Step
 from attn_control.denoiser import Denoiser
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
-from attn_control.families import bent_by, denoisers, refuse_guiders, refuse_pipeline
+from attn_control.families import bent_by, denoisers, refuse_guiders, refuse_pipeline, unwrap
+from attn_control.foresight import place_of
 from attn_control.ledger import summary
+from attn_control.masks.place import Place
 from attn_control.preview import Preview, foresee
 from attn_control.processors.control import Control
 from attn_control.report import ControlRecord, Report, Stopwatch, usage
@@ -131,14 +133,47 @@ class Session:
         steps = [denoiser.step for denoiser in mine if denoiser.step is not None]
         return max(steps, key=lambda step: (step.run_id, step.index or 0), default=None)
 
-    def preview(self, steps: int) -> Preview:
-        """What a run of so many steps would do, before anything runs.
+    def preview(
+        self,
+        steps: int,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        grid: tuple[int, int, int] | None = None,
+        text_tokens: int = 0,
+    ) -> Preview:
+        """What a run of so many steps would do, before anything runs. ``print`` it.
+
+        The density of sparse controls depends on the size: give it in pixels, or in tokens. Without
+        either, that of the last run of this session is taken.
+
+        Args:
+            steps: of the scheduler.
+            height, width, num_frames: in pixels and frames, as the pipeline gets them.
+            grid: instead, (frames, height, width) in tokens of the denoiser.
+            text_tokens: tokens beside the picture in one sequence with it.
 
         Raises:
-            AttnControlError: a window holds none of the steps.
+            AttnControlError: a window holds none of the steps; a size that cannot be read.
         """
         scheduler = getattr(self.pipe, "scheduler", None)
-        return foresee(self.controls, scheduler, self._denoisers[0].family, steps)
+        first = self._denoisers[0]
+        ledgers = [e.ledger for mine in self._entries.values() for e in mine if e.ledger]
+        place = next((ledger.place for ledger in ledgers if ledger.place is not None), None)
+        if grid is not None:
+            place = Place(grid, 0, text_tokens)
+        elif (height, width, num_frames) != (None, None, None):
+            found = place_of(self.pipe, unwrap(first.model), height, width, num_frames)
+            place = Place(found.shape, 0, text_tokens)
+        counts = [
+            (
+                sum(len(e.heads) + len(e.spared) for e in self._entries[number]),
+                sum(len(e.spared) for e in self._entries[number]),
+            )
+            for number in range(len(self.controls))
+        ]
+        return foresee(self.controls, scheduler, first.family, steps, place=place, sites=counts)
 
     def report(self) -> Report:
         """What each control touched, at which steps, at what cost. At any time."""
@@ -179,9 +214,11 @@ class Session:
         control, entries = self.controls[number], self._entries[number]
         if control.idle or any(entry.fired for entry in entries):
             return None
+        notes = [note for entry in entries if entry.ledger for note in entry.ledger.notes]
+        if notes:
+            return notes[0]
         if any(entry.due for entry in entries):
-            notes = [note for e in entries if e.ledger is not None for note in e.ledger.notes]
-            return notes[0] if notes else "a step cache answered in its place at every due step"
+            return "a step cache answered in its place at every due step"
         seen = [entry.last for entry in entries if entry.last is not None]
         if not seen:
             return "the denoiser was never called"

@@ -27,6 +27,7 @@ LEVELS = [
     (
         "session",
         "preview",
+        "foresight",
         "entry",
         "denoiser",
         "appended",

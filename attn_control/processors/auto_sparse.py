@@ -52,6 +52,10 @@ class AutoSparse(SparseControl):
         whole(self.owner, "samples", self.samples, 1)
 
     @property
+    def fixed(self) -> bool:
+        return False
+
+    @property
     def selects(self) -> bool:
         return True
 
@@ -64,8 +68,8 @@ class AutoSparse(SparseControl):
     def stays_dense(self, step: Step) -> bool:
         return super().stays_dense(step) and not self.measures(step)
 
-    def expect(self, place: Place) -> float | None:
-        return self.target_density
+    def expect(self, place: Place) -> tuple[float, float] | None:
+        return self.target_density, self.target_density
 
     def pattern(self, place: Place, device: torch.device) -> Pattern:
         block = place.block(self.block)

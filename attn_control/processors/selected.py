@@ -97,10 +97,14 @@ class SelectedAttention(SparseControl):
         refuse_choice(self, self.select_at)
 
     @property
+    def fixed(self) -> bool:
+        return False
+
+    @property
     def selects(self) -> bool:
         return self.select_at == "refresh"
 
-    def expect(self, place: Place) -> float | None:
+    def expect(self, place: Place) -> tuple[float, float] | None:
         if self.top_p is not None or self.threshold is not None or self.near is not None:
             return None
         grid = self._grid(place)
@@ -108,7 +112,8 @@ class SelectedAttention(SparseControl):
         keep = QUARTER if self.keep is None else self.keep
         kept = min(1.0, keep / blocks) if type(keep) is int else float(keep)
         text = (place.before + place.after) / place.length
-        return kept * (1 - text) ** 2 + 1 - (1 - text) ** 2
+        share = kept * (1 - text) ** 2 + 1 - (1 - text) ** 2
+        return share, share
 
     def _grid(self, place: Place) -> Grid:
         block = place.block(self.block)

@@ -12,7 +12,8 @@ import torch
 from attn_control.call import Layout, Site, Step
 from attn_control.errors import AttnControlError
 from attn_control.kernels.corrections import CORRECTIONS
-from attn_control.kernels.sparse import Pattern, SparseSoftmax
+from attn_control.kernels.pieces import shares
+from attn_control.kernels.sparse import Fixed, Pattern, SparseSoftmax
 from attn_control.masks.block import BlockMask
 from attn_control.masks.place import Place
 from attn_control.plan import Part, PlanBuilder
@@ -82,14 +83,23 @@ class SparseControl(Control):
         """Its masks for a geometry. Raises AttnControlError where it has none."""
 
     @property
+    def fixed(self) -> bool:
+        """Whether its masks depend on the geometry alone."""
+        return True
+
+    @property
     def selects(self) -> bool:
         """Whether its masks are chosen at refreshes, from queries and keys."""
         return False
 
-    def expect(self, place: Place) -> float | None:
-        """The share of pairs that its mask computes; None where queries and keys decide."""
-        made = getattr(self.pattern(place, torch.device("cpu")), "made", None)
-        return None if made is None else sum(p.computed for p in made) / len(made)
+    def expect(self, place: Place) -> tuple[float, float] | None:
+        """Density of its mask, and share of pairs that it computes; None where they are not known
+        before queries and keys are. About so much where those have a say.
+        """
+        pattern = self.pattern(place, torch.device("cpu"))
+        if not isinstance(pattern, Fixed):
+            return None
+        return shares(pattern.made, 1)
 
     # ---- what all share
 
@@ -166,6 +176,7 @@ class SparseControl(Control):
         assert layout is not None
         place, records = Place.of(layout), builder.records
         ledger = records.ledgers[number]
+        ledger.place = place
         if place.length < self.policy.min_tokens:
             ledger.spared.add(builder.site)
             ledger.note(

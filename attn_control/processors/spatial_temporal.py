@@ -56,6 +56,10 @@ class SpatialTemporalAttention(SparseControl):
         refuse_choice(self, self.select_at)
 
     @property
+    def fixed(self) -> bool:
+        return False
+
+    @property
     def selects(self) -> bool:
         return self.select_at == "refresh"
 
@@ -66,8 +70,8 @@ class SpatialTemporalAttention(SparseControl):
                 " more"
             )
 
-    def expect(self, place: Place) -> float | None:
-        return self.target_density
+    def expect(self, place: Place) -> tuple[float, float] | None:
+        return self.target_density, self.target_density
 
     def pattern(self, place: Place, device: torch.device) -> Pattern:
         block = place.block(self.block)
