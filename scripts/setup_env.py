@@ -28,7 +28,7 @@ CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 # versions of constraints.txt. The CUDA build is an estimate: 527 are torch itself.
 MB_TORCH = {"cpu": 190, "cuda": 2500}
 MB_OTHERS = {"Linux": 460, "Darwin": 200, "Windows": 200}  # on Linux 285 of them are triton
-MB_EXTRA = {"dev": 30}
+MB_EXTRA = {"dev": 84}  # 54 of them are playwright
 
 # flavour: cpu, cuda or keep. attempts: the pip arguments to try, in order, until one succeeds.
 Torch = namedtuple("Torch", "flavour attempts why")

@@ -27,11 +27,10 @@ EMPTY = (
 def build(studio: Studio) -> gr.Blocks:
     """The page of a studio; the first model is loaded here, so that the first run is quick."""
     first = zoo.NAMES[0]
-    facts = studio.facts("page", first)
+    facts = studio.facts(first)
     form = start_form(facts, studio.methods)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        ui = Ui(facts, form)
-        ui.facts_of = lambda model: studio.shelf.known(model) or facts
+        ui = Ui(facts, form, studio.shelf.known)
         gr.HTML(HEAD, elem_id="ac-head", apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):

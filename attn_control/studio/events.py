@@ -56,7 +56,7 @@ class _Events:
         )
         parts["cancel"].click(self.cancel, None, parts["status"], queue=False, **_QUICK)
         filled = self.named([*self.fillable(), *ui.alerts, "job.notes"])
-        parts["model"].change(self.choose, [parts["model"]], filled, **_QUICK)
+        parts["model"].input(self.choose, [parts["model"]], filled, **_QUICK)
         text = parts["job.text"]
         parts["job.apply"].click(self.apply, [text], filled, **_QUICK)
         parts["job.upload"].upload(self.upload, [parts["job.upload"]], filled, **_QUICK)
@@ -168,54 +168,51 @@ class _Events:
 
     # ---- what fills the page
 
-    def fill(self, make: Callable[[str], tuple[Form, Facts, list[str]]], owner: str) -> Any:
+    def fill(self, make: Callable[[], tuple[Form, Facts, list[str]]]) -> Any:
         try:
-            form, facts, lines = make(owner)
+            form, facts, lines = make()
         except Refused as error:
             return self.parts_of({**self.refusals(error), "job.notes": ""})
         changes = {**self.filled(form, facts), **self.refusals(None)}
         return self.parts_of({**changes, "job.notes": show.notes(lines)})
 
-    def choose(self, request: gr.Request, model: Any) -> Any:
+    def choose(self, model: Any) -> Any:
         """Another model: its sampler and its grids; the prompt stays, heads of the old one go."""
 
-        def make(owner: str) -> tuple[Form, Facts, list[str]]:
-            facts = self.studio.facts(owner, model)
+        def make() -> tuple[Form, Facts, list[str]]:
+            facts = self.studio.facts(model)
             return start_form(facts, self.studio.methods), facts, []
 
-        return self.fill(make, owner_of(request))
+        return self.fill(make)
 
-    def apply(self, request: gr.Request, text: Any) -> Any:
-        return self.fill(lambda owner: self.studio.open(owner, str(text)), owner_of(request))
+    def apply(self, text: Any) -> Any:
+        return self.fill(lambda: self.studio.open(str(text)))
 
-    def upload(self, request: gr.Request, raw: Any) -> Any:
+    def upload(self, raw: Any) -> Any:
         data = raw if isinstance(raw, bytes) else b""
-        return self.fill(lambda owner: self.studio.open_upload(owner, data), owner_of(request))
+        return self.fill(lambda: self.studio.open_upload(data))
 
     def example(self, number: int) -> Callable[..., Any]:
         example = EXAMPLES[number]
 
-        def make(owner: str) -> tuple[Form, Facts, list[str]]:
-            facts = self.studio.facts(owner, example.model)
+        def make() -> tuple[Form, Facts, list[str]]:
+            facts = self.studio.facts(example.model)
             shown, _ = form_of(example.controls, self.studio.methods)
             form = start_form(facts, self.studio.methods) | shown
             form |= {"model": example.model, "prompt": example.prompt}
             return form | ({} if example.cfg is None else {"cfg": example.cfg}), facts, []
 
-        def clicked(request: gr.Request) -> Any:
-            return self.fill(make, owner_of(request))
+        return lambda: self.fill(make)
 
-        return clicked
-
-    def write(self, request: gr.Request, *values: Any) -> tuple[str, str]:
+    def write(self, *values: Any) -> tuple[str, str]:
         """The job of the page as it is now, and what its sparse controls would do."""
-        form, owner = self.form(values), owner_of(request)
+        form = self.form(values)
         try:
-            job = self.studio.job(owner, form)
+            job = self.studio.job(form)
         except Refused as error:
             return f"# no job yet: {error}", ""
         try:
-            return job, show.foreseen(self.studio.foresee(owner, form))
+            return job, show.foreseen(self.studio.foresee(form))
         except Refused as error:
             return job, show.alert(f"{error.place}: {error}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,27 @@ from attn_control.studio import show
 from attn_control.studio.facts import Facts
 from attn_control.studio.form import Field, Method
 from attn_control.studio.grid import cells_of, text_of
+from attn_control.studio.settings import Refused
 
 STATIC = Path(__file__).with_name("static")
 GRIDS = ("heads", "layers")
+Known = Callable[[Any], "Facts | None"]
 
 
 class Ui:
     """The page's components by name. `inputs` are those that a form is read from, in order."""
 
-    def __init__(self, facts: Facts, form: dict[str, Any]) -> None:
-        self.facts, self.form = facts, form
+    def __init__(self, facts: Facts, form: dict[str, Any], known: Known) -> None:
+        self.facts, self.form, self.known = facts, form, known
         self.parts: dict[str, Any] = {}
         self.inputs: list[str] = []
+
+    def facts_of(self, model: Any) -> Facts:
+        """Of the model that is chosen; while that is none yet, of the one the page opened with."""
+        try:
+            return self.known(model) or self.facts
+        except Refused:
+            return self.facts
 
     def add(self, name: str, part: Any) -> Any:
         """A component that events may change."""

@@ -34,14 +34,19 @@ class Studio:
         self.runner = Runner(settings)
         self.folder = Path(tempfile.mkdtemp(prefix="attn-control-studio-"))
         self._runs: deque[Path] = deque()
+        self._loading: dict[str, Run] = {}
         self._lock = threading.Lock()
 
-    def facts(self, owner: str, model: Any) -> Facts:
+    def facts(self, model: Any) -> Facts:
         """Of a model, loaded in its turn where it is not yet. Raises Refused at "model"."""
         known = self.shelf.known(model)
         if known is not None:
             return known
-        run = self.runner.submit(f"{owner}/model", lambda run: self.shelf.facts(model))
+        with self._lock:  # all who ask meanwhile wait for the same loading
+            run = self._loading.get(model)
+            if run is None or not run.open:
+                run = self.runner.submit(f"model {model}", lambda run: self.shelf.facts(model))
+                self._loading = {model: run}
         run.wait()
         if run.error is not None:
             raise run.error
@@ -55,7 +60,7 @@ class Studio:
         Raises:
             Refused: with its place on the page; from the run itself it comes as ``run.error``.
         """
-        facts = self.facts(owner, form.get("model"))
+        facts = self.facts(form.get("model"))
         page = page_of(form, facts, self.methods, self.settings)
         return self.runner.submit(owner, lambda run: self._make(page, facts, run))
 
@@ -71,28 +76,27 @@ class Studio:
                 shutil.rmtree(self._runs.popleft(), ignore_errors=True)
         return folder
 
-    def job(self, owner: str, form: Mapping[str, Any]) -> str:
+    def job(self, form: Mapping[str, Any]) -> str:
         """The form as the YAML of a job. Raises Refused for a form that is no run."""
-        facts = self.facts(owner, form.get("model"))
+        facts = self.facts(form.get("model"))
         return job_of(page_of(form, facts, self.methods, self.settings), facts, self.shelf.device)
 
-    def foresee(self, owner: str, form: Mapping[str, Any]) -> list[Foreseen]:
+    def foresee(self, form: Mapping[str, Any]) -> list[Foreseen]:
         """What the page's sparse controls would do. Raises Refused."""
-        facts = self.facts(owner, form.get("model"))
+        facts = self.facts(form.get("model"))
         return foresee(page_of(form, facts, self.methods, self.settings), facts)
 
-    def open(self, owner: str, text: str) -> tuple[Form, Facts, list[str]]:
+    def open(self, text: str) -> tuple[Form, Facts, list[str]]:
         """A job as a form, in its turn where its model has to be loaded. Raises Refused."""
-        return open_job(text, lambda name: self.facts(owner, name), self.methods, self.settings)
+        return open_job(text, self.facts, self.methods, self.settings)
 
-    def open_upload(self, owner: str, raw: bytes) -> tuple[Form, Facts, list[str]]:
+    def open_upload(self, raw: bytes) -> tuple[Form, Facts, list[str]]:
         """The same for an uploaded file."""
-        return self.open(owner, text_of_upload(raw, self.settings))
+        return self.open(text_of_upload(raw, self.settings))
 
     def cancel(self, owner: str) -> bool:
         """Cancel what the owner has in the line or under way; True if there was something."""
-        loading = self.runner.cancel(f"{owner}/model")
-        return self.runner.cancel(owner) or loading
+        return self.runner.cancel(owner)
 
     def close(self) -> None:
         """Cancel all, and remove every picture."""

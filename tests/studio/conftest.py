@@ -58,7 +58,7 @@ def studio(tiny_sd3):
 @pytest.fixture
 def form(studio):
     """Its form with a prompt and two heads of SoftPAG on."""
-    facts = studio.facts("test", "shapes-sd3")
+    facts = studio.facts("shapes-sd3")
     return {
         **start_form(facts, METHODS),
         "model": "shapes-sd3",

@@ -142,12 +142,12 @@ def test_what_no_grid_shows_stays_in_the_selector():
 
 
 def test_the_job_of_a_form_is_a_job(studio, form):
-    job, _ = job_from_text(studio.job("test", form), "page")
+    job, _ = job_from_text(studio.job(form), "page")
     assert job.prompts.texts[0].prompt == "a red circle" and list(job.variants) == [
         "without",
         "with",
     ]
-    opened, facts, notes = studio.open("test", studio.job("test", form))
+    opened, facts, notes = studio.open(studio.job(form))
     assert notes == [] and facts.model == "shapes-sd3"
     assert {key: form[key] for key in opened} == {**opened, "SoftPAG.heads": "L1H0, L0"}
-    assert studio.job("test", opened) == studio.job("test", form)
+    assert studio.job(opened) == studio.job(form)

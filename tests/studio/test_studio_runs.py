@@ -58,7 +58,7 @@ def test_the_command_renders_the_same_pictures_from_the_pages_yaml(studio, form,
     run = finished(studio.submit("me", form))
     assert run.state == "done", run.error
     job = tmp_path / "job.yaml"
-    job.write_text(studio.job("me", form))
+    job.write_text(studio.job(form))
     assert job.read_text() == run.result.job
     outcome = render(job, tmp_path / "out")
     theirs = {row["variant"]: tmp_path / "out" / "images" / row["file"] for row in outcome.rows}
@@ -147,10 +147,10 @@ def test_an_unexpected_failure_tells_no_detail_and_ends_nothing(studio, form, mo
 
 
 def test_a_run_that_takes_too_long_ends(tiny_sd3, form):
-    quick = Studio(Settings(seconds=0.0), METHODS)
+    quick = Studio(Settings(seconds=0.2), METHODS)
     try:
-        run = finished(quick.submit("me", form))
-        assert run.state == "failed" and "longer than 0 s" in str(run.error)
+        run = finished(quick.submit("me", form | {"steps": 100}))
+        assert run.state == "failed" and "longer than 0.2 s" in str(run.error)
     finally:
         quick.close()
 
@@ -212,7 +212,7 @@ def test_fifty_queued_runs_with_random_cancels_leave_nothing(tiny_sd3, form):
     rng = random.Random(0)
     studio = Studio(Settings(waiting=60, kept=10), METHODS)
     try:
-        studio.facts("me", "shapes-sd3")
+        studio.facts("shapes-sd3")
         runs, timers = {}, []
         for number in range(50):
             owner = f"page {number}"

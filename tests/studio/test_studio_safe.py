@@ -102,7 +102,7 @@ CHANGED = {
 def test_hostile_uploads_are_a_sentence(studio, name):
     raw, words = UPLOADS[name]
     with pytest.raises(Refused) as caught:
-        studio.open_upload("me", raw)
+        studio.open_upload(raw)
     assert caught.value.place == "job" and words in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -112,13 +112,13 @@ def test_jobs_that_reach_too_far_are_a_sentence(studio, name):
     old, new, words = CHANGED[name]
     assert old in GOOD
     with pytest.raises(Refused) as caught:
-        studio.open_upload("me", GOOD.replace(old, new, 1).encode())
+        studio.open_upload(GOOD.replace(old, new, 1).encode())
     assert words in str(caught.value)
 
 
 def test_limits_hold_for_uploaded_jobs_too(studio):
     for old, new in [("steps: 3", "steps: 9000"), ("height: 16", "height: 16384")]:
-        form, _, _ = studio.open_upload("me", GOOD.replace(old, new).encode())
+        form, _, _ = studio.open_upload(GOOD.replace(old, new).encode())
         with pytest.raises(Refused, match="must be from|pixels"):
             studio.submit("me", form)
 
@@ -127,7 +127,7 @@ def test_a_good_job_becomes_the_page(studio):
     text = GOOD.replace("[a red circle]", "[a red circle, a blue square]").replace(
         "3\n", "3-5\n", 1
     )
-    form, facts, notes = studio.open_upload("me", text.encode())
+    form, facts, notes = studio.open_upload(text.encode())
     assert facts.model == "shapes-sd3"
     assert (form["prompt"], form["seed"], form["steps"]) == ("a red circle", 3, 3)
     assert form["SoftPAG.on"] and form["SoftPAG.heads"] == "L1H0"

@@ -43,7 +43,7 @@ def studio(wan):
 
 @pytest.fixture
 def form(studio):
-    facts = studio.facts("me", "shapes-wan")
+    facts = studio.facts("shapes-wan")
     assert facts.video
     return start_form(facts, METHODS) | {"model": "shapes-wan", "prompt": "a red circle"}
 
@@ -59,7 +59,7 @@ SMALL = {"more": "{block: 8}", "policy.first": 0.25, "policy.refresh": 2}
 def test_what_is_foreseen_is_what_the_session_foresees(studio, form, wan, method):
     """Density by step and amortised, held to Session.preview of the same control and size."""
     form |= on(method.control, target_density=0.9, **SMALL)
-    (plan,) = studio.foresee("me", form)
+    (plan,) = studio.foresee(form)
     ((name, options),) = studio_controls(studio, form)
     with attach(wan, build_control(name, options)) as session:
         (theirs,) = session.preview(4, grid=plan.place.shape).sparse
@@ -77,7 +77,7 @@ def studio_controls(studio, form):
 
 def test_the_drawn_mask_is_the_controls_own(studio, form):
     form |= on("NeighborhoodAttention", target_density=0.5, **SMALL)
-    (plan,) = studio.foresee("me", form)
+    (plan,) = studio.foresee(form)
     drawn = np.asarray(plan.picture()).astype(int)
     share = (drawn.sum(2) < 3 * 255).mean()
     frames, rows, columns = plan.place.shape
@@ -100,7 +100,7 @@ def test_a_video_is_made_without_and_with_and_its_densities_are_told(studio, for
 
 
 def test_the_film_holds_every_frame_where_the_page_looks_for_it(studio, form):
-    """The sheet is cut by the rule that compare.js uses: frame n is at (n % columns, n // columns)."""
+    """The sheet is cut by the rule of compare.js: frame n is at (n % columns, n // columns)."""
     import base64
     import io
 
@@ -141,7 +141,7 @@ def test_bad_input_is_refused_with_a_sentence(studio, form, change, words):
 
 
 def test_the_tokens_of_a_size_are_those_that_the_model_sees(studio, form, wan):
-    facts = studio.facts("me", "shapes-wan")
+    facts = studio.facts("shapes-wan")
     seen = []
 
     def look(module, arguments, options):
