@@ -126,12 +126,15 @@ class _Events:
             yield self.parts_of({**self.refusals(error), **idle, "status": ""})
             return
         try:
-            last: Any = None
+            said, sides = "", 0
             while not run.wait(0):
-                now = self.progress(run)
-                if now != last:
-                    yield self.parts_of(now if last is None else _changed(last, now))
-                    last = now
+                now = {"status": self.progress(run)}
+                if run.result is not None and len(run.result.sides) > sides:
+                    sides = len(run.result.sides)
+                    now |= self.results(run)
+                if now["status"] != said or len(now) > 1:
+                    said = now["status"]
+                    yield self.parts_of(now)
                 await asyncio.sleep(POLL)
         finally:
             if run.open:  # the browser went away
@@ -143,10 +146,9 @@ class _Events:
             ended["gallery"] = history
         yield self.parts_of(ended)
 
-    def progress(self, run: Run) -> dict[str, Any]:
+    def progress(self, run: Run) -> str:
         ahead = self.studio.runner.ahead(run)
-        text = f"waiting: {ahead} before you" if ahead else run.text
-        return {"status": show.status(text, run.share), **self.results(run)}
+        return show.status(f"waiting, {ahead} before you" if ahead else run.text, run.share)
 
     def results(self, run: Run) -> dict[str, Any]:
         """What is finished so far; the last run's pictures stay until there is something new."""
@@ -218,10 +220,6 @@ class _Events:
 
 
 _ENDED = {"done": "done", "cancelled": "cancelled", "failed": "not finished"}
-
-
-def _changed(last: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in now.items() if last.get(name) != value}
 
 
 def _pictures(run: Run) -> list[tuple[str, str]]:

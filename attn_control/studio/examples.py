@@ -40,4 +40,10 @@ EXAMPLES = (
         (("SoftPAG", {"heads": "L3H2", "scale": 1.0}), ("NAG", {"scale": 3.0})),
     ),
     Example("silence a head", "shapes-sd3", TWO, (("HeadGate", {"heads": "L0H0"}),)),
+    Example(
+        "a video from a third of the pairs",
+        "shapes-wan",
+        "a yellow triangle moves right on a white background",
+        (("NeighborhoodAttention", {"target_density": 0.3}),),
+    ),
 )

@@ -39,15 +39,17 @@ def notes(lines: Sequence[str]) -> str:
 
 
 def status(text: str, share: float | None) -> str:
-    """Where a run is."""
+    """Where a run is; share from 0 to 1, None when it has ended.
+
+    Steps come many times a second: what stands before ": " is announced, the rest is seen.
+    """
+    told, colon, seen = text.partition(": ")
+    line = f'<p class="ac-status"><span role="status">{escape(told)}</span>'
+    line += f'<span aria-hidden="true">{colon}{escape(seen)}</span></p>'
     if share is None:
-        return f'<p class="ac-status" role="status">{escape(text)}</p>'
-    # The bar moves many times a second: only the words are announced.
-    return (
-        f'<p class="ac-status" role="status">{escape(text)}</p>'
-        '<progress aria-label="progress of the run" max="100" '
-        f'value="{100 * share:.0f}"></progress>'
-    )
+        return line
+    bar = f'aria-label="progress of the run" max="100" value="{100 * share:.0f}"'
+    return f"{line}<progress {bar}></progress>"
 
 
 def grid(layers: Sequence[Layer], cells: Cells, label: str, whole: bool) -> str:

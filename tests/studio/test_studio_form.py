@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attn_control import zoo
 from attn_control.processors import CONTROLS, build_control
 from attn_control.render import job_from_text
+from attn_control.studio.examples import EXAMPLES
 from attn_control.studio.form import controls_of, form_of
 from attn_control.studio.grid import Layer, cells_of, text_of
 from attn_control.studio.settings import Refused
@@ -43,6 +45,10 @@ def test_every_section_opens_off_and_becomes_its_control_when_switched_on(method
 
 
 OPTIONS = [
+    ("RadialAttention", {"decay_factor": 0.5, "policy": {"first": 2, "refresh": 3}}),
+    ("RadialAttention", {"target_density": 0.4, "policy": {"drift": 0.1, "layers": "L0"}}),
+    ("TileAttention", {"heads": "L1", "tiles": 3, "correction": "lse"}),
+    ("SpatialTemporalAttention", {"target_density": 0.2, "policy": {"refresh": None}}),
     ("SoftPAG", {"heads": "L3H2", "u": 0.5, "scale": 2.0, "op": "uniform", "window": "0.2-0.5"}),
     ("SoftPAG", {"heads": "L3", "u": {"L3": 0.3}, "scale": 1.0}),
     ("SoftPAG", {"heads": "L3", "scale": 40.0, "parallel": 0, "limit": 0.3, "window": "sigma 9-1"}),
@@ -113,6 +119,13 @@ def test_a_wrong_field_is_refused_in_its_own_section(change, words):
     assert caught.value.place == "SoftPAG"
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.label)
+def test_every_example_fits_the_page(example):
+    form, left = form_of(example.controls, METHODS)
+    assert not left and controls_of(form, METHODS, 100)
+    assert zoo.is_scorable(example.model, example.prompt), "the scorer has something to say"
 
 
 LAYERS = [Layer(0, 4), Layer(1, 4), Layer(2, 2), Layer(4, 8)]
