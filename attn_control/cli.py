@@ -206,6 +206,62 @@ def studio(
     _guarded(work)
 
 
+@app.command()
+def mask(
+    pattern: Annotated[
+        str,
+        typer.Argument(
+            help="radial, neighborhood, tiles, band, ...; several joined by +.", show_default=False
+        ),
+    ],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(help="Of the pattern, such as kernel_size=3,5,5.", show_default=False),
+    ] = None,
+    grid: Annotated[
+        str, typer.Option("--grid", help="Tokens: frames,height,width, or height,width.")
+    ] = "21,30,52",
+    block: Annotated[int, typer.Option("--block", min=1, help="Tokens a block.")] = 128,
+    tile: Annotated[
+        str | None, typer.Option("--tile", help="Tokens of a tile along each axis: tiled order.")
+    ] = None,
+    text_before: Annotated[int, typer.Option("--text-before", min=0)] = 0,
+    text_after: Annotated[int, typer.Option("--text-after", min=0)] = 0,
+    png: Annotated[Path | None, typer.Option("--png", help="Draw it into this file.")] = None,
+) -> None:
+    """Say what a mask costs and covers, and draw it: blocks, keys by token, coverage by row."""
+
+    def work(console: Any, log: Any) -> None:
+        from attn_control.masks.coverage import describe, picture
+        from attn_control.masks.grid import Grid
+        from attn_control.masks.patterns import make
+
+        tokens = Grid(
+            _sizes("--grid", grid),
+            block,
+            None if tile is None else _sizes("--tile", tile),
+            before=text_before,
+            after=text_after,
+        )
+        made = make(pattern, tokens, options or [])
+        for line in describe(made, tokens):
+            typer.echo(line)
+        if png is not None:
+            if not png.parent.is_dir():
+                raise AttnControlError(f"mask: there is no folder {png.parent} for --png {png}")
+            picture(made, tokens).save(png, "PNG")
+            typer.echo(f"drawn: {png}")
+
+    _guarded(work)
+
+
+def _sizes(option: str, text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise AttnControlError(f"mask: {option} expects sizes such as 21,30,52, got {text!r}")
+    return tuple(int(part) for part in parts)
+
+
 @app.command("eval")
 def evaluate(
     suite: Annotated[

@@ -13,6 +13,7 @@ import torch
 from tiny import _spread, inputs
 from tiny_attach_only import MOCHI
 from tiny_more import more_inputs
+from tiny_videos import VIDEOS
 from tiny_wide import TEXT, rand, time
 
 
@@ -140,6 +141,23 @@ def _hunyuanvideo() -> Any:
     )
 
 
+def _cogvideox_2b() -> Any:
+    return diffusers.CogVideoXTransformer3DModel(
+        num_layers=30,
+        num_attention_heads=30,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=16,
+        text_embed_dim=32,
+        sample_width=4,
+        sample_height=4,
+        sample_frames=9,
+        max_text_seq_length=TEXT,
+        use_rotary_positional_embeddings=True,
+    )
+
+
 def _mochi() -> Any:
     return diffusers.MochiTransformer3DModel(
         num_layers=48,
@@ -189,6 +207,8 @@ _MODELS: dict[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
     "black-forest-labs/FLUX.1-schnell": _FLUX,
     "black-forest-labs/FLUX.1-dev": _FLUX,
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": _WAN_14B,
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": _WAN_14B,
+    "THUDM/CogVideoX-2b": (_cogvideox_2b, VIDEOS["cogvideox"].call),
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": (_pixart, _picture),
     "Lightricks/LTX-Video": (_ltx, _video),
     "hunyuanvideo-community/HunyuanVideo": (_hunyuanvideo, lambda: more_inputs("hunyuanvideo")),

@@ -149,7 +149,9 @@ class SparseSoftmax:
         if not known:
             what = "causal" if call.causal else f"of shape {tuple(call.mask.shape)}"  # type: ignore[union-attr]
             note = f"{self.site.label} has a mask of its own that is not padding; it stays dense"
-            if self.ledger.note(note) and len(self.ledger.notes) == 1:
+            self.ledger.note(note)
+            if not self.ledger.warned:
+                self.ledger.warned = True
                 warnings.warn(f"{self.who}: {note} (a mask {what})", stacklevel=2)
         return keys, known
 

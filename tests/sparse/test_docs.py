@@ -1,0 +1,73 @@
+"""docs/sparse-video.md: its code runs as printed, its options are the controls' own.
+
+After a change: ``UPDATE_README=1 pytest tests/sparse/test_docs.py`` writes the table anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from sparse_shared import video
+
+from attn_control.kernels.corrections import CORRECTIONS
+from attn_control.policy import StepPolicy
+from attn_control.processors import SPARSE
+from attn_control.processors.sparse import SparseControl
+
+FILE = Path(__file__).parents[2] / "docs" / "sparse-video.md"
+PAGE = FILE.read_text(encoding="utf-8")
+
+
+def test_the_code_runs_in_order(capsys):
+    pipe, call = video(steps=8, size=128)
+    names = {"pipe": pipe, "call": call | {"num_frames": 17, "output_type": "latent"}}
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    assert len(blocks) == 3
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"docs/sparse-video.md, block {number}", "exec"), names)
+    told = capsys.readouterr().out
+    assert "amortised density" in told and "of dense;" in told
+    assert "'wan2.1-t2v-14b-radial'" in told
+
+
+def options_table() -> str:
+    lines = ["| control | its own options |", "|---|---|"]
+    shared = {field.name for field in fields(SparseControl)}
+    for cls in SPARSE:
+        own = [field for field in fields(cls) if field.name not in shared]
+        told = ", ".join(f"`{field.name}={field.default!r}`" for field in own)
+        lines.append(f"| `{cls.__name__}` | {told} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_options_is_the_controls_own():
+    pattern = r"(<!-- options:.*?-->\n).*?(<!-- /options -->)"
+    made = re.sub(pattern, lambda m: f"{m[1]}{options_table()}\n{m[2]}", PAGE, flags=re.S)
+    if os.environ.get("UPDATE_README"):
+        FILE.write_text(made, encoding="utf-8")
+    else:
+        assert PAGE == made, "run UPDATE_README=1 pytest tests/sparse/test_docs.py"
+
+
+def told(section: str, head: str) -> dict[str, str]:
+    text = re.search(rf"^{section}.*?(?=^## |\Z)", PAGE, re.S | re.M).group()
+    table = re.search(rf"^\| {head} \|.*?\n\n", text, re.S | re.M).group()
+    return dict(re.findall(r"^\| `(\w+)` \| (.*?) \|", table, re.M))
+
+
+def test_shared_options_policies_and_corrections_are_all_told():
+    policy = told("## Which steps", "option")
+    defaults = {field.name: field.default for field in fields(StepPolicy)}
+    assert policy.keys() == defaults.keys()
+    for name, value in policy.items():
+        if name != "layers":
+            assert value.strip("`") == str(defaults[name])
+    assert told("## What is put back", "correction").keys() == CORRECTIONS.keys()
+    shared = told("## The controls", "option")
+    assert shared.keys() == {field.name for field in fields(SparseControl)}
+    assert shared["correction"] == "`residual`" and shared["heads"] == "`all`"
+    every = {cls.__name__ for cls in SPARSE}
+    assert told("## The controls", "control").keys() == every
