@@ -43,9 +43,9 @@ def served(tmp_path_factory):
     from attn_control.studio.launch import launch
     from attn_control.studio.settings import Settings
 
-    wan, call = tiny_pipelines.wan()
-    prompts_as_noise(wan, (5, 32))
-    size = {key: call[key] for key in ("height", "width", "num_frames")}
+    wan, _ = tiny_pipelines.wan()
+    prompts_as_noise(wan, (5, 16))
+    size = {"height": 128, "width": 128, "num_frames": 9}
     start = {**size, "num_inference_steps": 4, "guidance_scale": 2.0}
     folder = tmp_path_factory.mktemp("wan")
     kept = {name: getattr(zoo, name) for name in ("NAMES", "path", "load", "defaults")}
@@ -214,7 +214,7 @@ def test_a_video_run_with_its_mask(visit, served):
     box.press("Tab")
     at.tab("Video")
     section = at.section("NeighborhoodAttention")
-    section.get_by_label("more options").fill("{block: 8}")
+    section.get_by_label("more options").fill("{block: 32}")
     section.get_by_label("use NeighborhoodAttention").check()
     at.page.wait_for_selector("#foreseen svg rect")
     assert "density over the whole run" in at.page.locator("#foreseen").inner_text()

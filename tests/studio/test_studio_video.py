@@ -22,9 +22,9 @@ def wan(monkeypatch, tmp_path):
     """The zoo has one model: a stock Wan pipeline of random weights."""
     from attn_control import zoo
 
-    pipe, call = tiny_pipelines.wan()
-    prompts_as_noise(pipe, (5, 32))
-    size = {key: call[key] for key in ("height", "width", "num_frames")}
+    pipe, _ = tiny_pipelines.wan()
+    prompts_as_noise(pipe, (5, 16))
+    size = {"height": 128, "width": 128, "num_frames": 9}  # 3 x 8 x 8 tokens, six blocks of 32
     monkeypatch.setattr(zoo, "NAMES", ("shapes-wan",))
     monkeypatch.setattr(zoo, "path", lambda name: tmp_path)
     monkeypatch.setattr(zoo, "load", lambda name, **_: pipe)
@@ -52,7 +52,7 @@ def on(name, **options):
     return {f"{name}.on": True, **{f"{name}.{key}": value for key, value in options.items()}}
 
 
-SMALL = {"more": "{block: 8}", "policy.first": 0.25, "policy.refresh": 2}
+SMALL = {"more": "{block: 32}", "policy.first": 0.25, "policy.refresh": 2}
 
 
 @pytest.mark.parametrize("method", video.METHODS, ids=lambda method: method.control)
