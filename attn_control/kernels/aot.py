@@ -65,7 +65,7 @@ class Row:
         held = occupancy(v.target, t.warps, b)
         return [
             *(v.target, v.kernel, str(v.dim), v.name),
-            f"{t.m}x{t.n} w{t.warps} s{t.stages}" if v.kernel in WALKS else f"{t.m} w{t.warps}",
+            f"{t.m}x{t.n} w{t.warps} s{t.stages}" if t.n else f"{t.m} w{t.warps}",
             *map(str, (b.registers, b.spilled, b.shared, b.matrix)),
             f"{b.share:.1%}" if b.share else "-",
             f"{b.share / d.share:.3f}" if d and d.share else "-",
@@ -97,8 +97,9 @@ def measure(variant: Variant) -> Row:
     tile = Tile(constants["M"], constants.get("N", 0), warps, stages, cap)
     function = make.KERNELS[variant.kernel]
     binary = read(make.compile_for(variant.target, function, args, constants))
-    multiplies = variant.kernel in WALKS and variant.dtype != "fp32"
-    found = faults(variant.target, binary, matrix=multiplies)
+    walks = variant.kernel in WALKS
+    multiplies = variant.kernel != "row_sums" and variant.dtype != "fp32"
+    found = faults(variant.target, binary, matrix=multiplies, loop=walks)
     dense, model = None, None
     if variant.plain:
         given = make.launch_dense(variant.kernel, shape, tile)

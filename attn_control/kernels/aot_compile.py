@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from attn_control.kernels.triton import backward, dense, forward
+from attn_control.kernels.triton import backward, dense, forward, probe
 from attn_control.kernels.triton.launch import Epilogue, Extras, Walk, arguments, empty_out
 from attn_control.kernels.triton.lists import lower, turned
 from attn_control.kernels.triton.tune import Tile, side, tiles, wide
@@ -27,6 +27,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "of_queries": backward.of_queries,
     "of_keys": backward.of_keys,
     "row_sums": backward.row_sums,
+    "probe": probe.probe,
 }
 YARDSTICKS: dict[str, Callable[..., Any]] = {
     "forward": dense.dense_forward,
@@ -77,8 +78,8 @@ def launch(kernel: str, shape: Shape, target: str, tile: Tile | None = None) -> 
     """Arguments and constants of a launch over a mask with whole and with cut tiles; tensors of
     tokens are on no device, and take no memory.
     """
-    if kernel == "row_sums":
-        return _row_sums(shape)
+    if kernel in ("row_sums", "probe"):
+        return _row_sums(shape) if kernel == "row_sums" else _probe(shape)
     by_keys = kernel == "of_keys"
     tile = tile or tile_of(kernel, shape, target)
     blocks = -(-shape.tokens // shape.block)
@@ -173,11 +174,28 @@ def _row_sums(shape: Shape) -> Launch:
     return (out, grad, sums, sums, sums, sums, *strides, shape.heads, shape.tokens), constants
 
 
+def _probe(shape: Shape) -> Launch:
+    """Of 77 keys, as many as CLIP has words, under a mask with cut blocks."""
+    q, k, _, tensors, _ = _tensors("forward", shape)
+    chosen, blocks = 77, -(-shape.tokens // shape.block)
+
+    def meta(*sizes: int) -> Tensor:
+        return torch.empty(sizes, dtype=torch.int32, device="meta")
+
+    pool = meta(1, shape.block, -(-shape.block // 32))
+    given = [meta(1, shape.heads, blocks, chosen), meta(chosen), pool, None, None, None, None]
+    out = torch.empty(*shape.whole[:3], chosen, device="meta")
+    bounds, scale = meta(blocks + 1), shape.dim**-0.5
+    _, args, constants = probe.arguments(q, k, tensors[4], meta(chosen), scale, bounds, given, out)
+    return args, constants | {"PRECISION": "tf32" if shape.tf32 else "ieee"}
+
+
 def compile_for(
     target: str, function: Any, args: tuple[Any, ...], constants: dict[str, Any]
 ) -> Any:
     """triton's CompiledKernel, specialised as a launch would be: on integers that are 1 or
-    multiples of 16, and on pointers that are aligned, as an allocator's are.
+    multiples of 16, on pointers that are aligned, as an allocator's are, and on AMD's chips on
+    tensors that 32 bits reach across.
     """
     options = {name: constants[name] for name in OPTIONS if name in constants}
     fixed = {name: value for name, value in constants.items() if name not in options}
@@ -190,6 +208,8 @@ def compile_for(
         if isinstance(value, Tensor):
             signature[name] = "*" + TYPES[value.dtype]
             attrs[(place,)] = [["tt.divisibility", 16]]
+            if TARGETS[target].backend == "hip" and value.nbytes < 1 << 31:
+                attrs[(place,)].append(["tt.pointer_range", 32])
         elif isinstance(value, float):
             signature[name] = "fp32"
         elif value == 1:

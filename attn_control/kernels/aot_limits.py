@@ -27,9 +27,9 @@ def occupancy(target: str, warps: int, binary: Binary) -> float:
     return min(by_registers, by_shared, chip.warps // warps) * warps / chip.warps
 
 
-def faults(target: str, binary: Binary, *, matrix: bool = True) -> list[str]:
+def faults(target: str, binary: Binary, *, matrix: bool = True, loop: bool = True) -> list[str]:
     """What is wrong with a kernel, if anything. matrix: whether it multiplies matrices, in a
-    precision that the chip has a unit for.
+    precision that the chip has a unit for; loop: whether it does so in a loop.
     """
     found = []
     if binary.spilled:
@@ -38,7 +38,7 @@ def faults(target: str, binary: Binary, *, matrix: bool = True) -> list[str]:
         found.append(f"needs {binary.shared} bytes of shared memory")
     if matrix and not binary.matrix:
         found.append("has no matrix instruction")
-    elif matrix and not binary.share:
+    elif matrix and loop and not binary.share:
         found.append("has no matrix instruction in a loop")
     return found
 

@@ -8,7 +8,7 @@ from itertools import product
 
 from attn_control.kernels.chips import CHIPS
 
-KERNELS = ("forward", "of_queries", "of_keys", "row_sums")
+KERNELS = ("forward", "of_queries", "of_keys", "row_sums", "probe")
 WALKS = KERNELS[:3]
 """Those that walk lists, and so have a dense twin and a matrix product in a loop."""
 DIMS = (64, 128)
@@ -59,6 +59,8 @@ FEW = [
     Variant("sm_90", "forward", 128, extra="after"),
     Variant("gfx942", "forward", 128, extra="added"),
     Variant("gfx942", "row_sums", 128),
+    Variant("sm_90", "probe", 128),
+    Variant("gfx942", "probe", 64),
 ]
 
 
@@ -94,5 +96,5 @@ def chosen(
     if extras == "all":
         found += every(targets, names, dims or DIMS)
         if not kernels:
-            found += plain(targets, ["row_sums"], dims or DIMS)
+            found += plain(targets, KERNELS[len(WALKS) :], dims or DIMS)
     return list(dict.fromkeys(found))

@@ -132,6 +132,7 @@ def test_what_does_not_fit_shared_memory_fails():
         "needs 101377 bytes of shared memory"
     ]
     assert aot.faults("sm_80", Stub(share=0.0)) == ["has no matrix instruction in a loop"]
+    assert aot.faults("sm_80", Stub(share=0.0), loop=False) == []
     assert aot.faults("sm_80", Stub(matrix=0), matrix=False) == []
 
 
