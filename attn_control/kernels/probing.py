@@ -61,32 +61,34 @@ def probe(
     if impl not in IMPLS:
         names = ", ".join(map(repr, IMPLS))
         raise AttnControlError(f"probe: expected {names} as impl, got {impl!r}")
-    chosen = _chosen(keys, k)
+    chosen, values = _chosen(keys, k)
     if impl == "auto":
         on_gpu = q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[3] <= 256
         impl = "triton" if on_gpu and find_spec("triton") else "torch"
-    if plan is not None:
-        plan = plan.to(q.device)
     if impl == "triton":
         from attn_control.kernels.triton.run import probe_triton
 
-        return probe_triton(q, k, lse, chosen, plan, mask, float(scale))
+        return probe_triton(q, k, lse, chosen, values, plan, mask, float(scale))
     return _probe(q, k, lse, chosen, plan, mask, float(scale))
 
 
-def _chosen(keys: Tensor | Sequence[int], k: Tensor) -> Tensor:
-    chosen = torch.as_tensor(keys, device=k.device)
+def _chosen(keys: Tensor | Sequence[int], k: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
+    """int64 (chosen,), and the same in Python: None while a graph without values is traced."""
+    values: tuple[int, ...] | None = None
+    if not isinstance(keys, Tensor):
+        values = tuple(keys)
+    elif not torch.compiler.is_compiling():
+        values = tuple(keys.flatten().tolist())
+    chosen = keys if isinstance(keys, Tensor) else torch.tensor(values, device=k.device)
     if chosen.dim() != 1 or (len(chosen) and chosen.dtype not in (torch.int32, torch.int64)):
         raise AttnControlError(
             "probe: expected keys as one row of integers, got"
             f" {str(chosen.dtype).removeprefix('torch.')} {tuple(chosen.shape)}"
         )
-    wrong = chosen[(chosen < 0) | (chosen >= k.shape[2])]
-    if len(wrong):
-        raise AttnControlError(
-            f"probe: keys has {int(wrong[0])}, which is not in 0..{k.shape[2] - 1}"
-        )
-    return chosen.long()
+    for value in values or ():
+        if not 0 <= value < k.shape[2]:
+            raise AttnControlError(f"probe: keys has {value}, which is not in 0..{k.shape[2] - 1}")
+    return chosen.to(k.device, torch.int64), values
 
 
 def _probe(
@@ -103,7 +105,7 @@ def _probe(
     scores = q.to(wide) @ picked.mT * scale
     off = lse.isneginf()[..., None]
     if plan is not None:
-        off = off | ~columns(plan, keys)
+        off = off | ~columns(plan.to(q.device), keys)
     if mask is not None:
         mask = mask if mask.dim() == 0 or mask.shape[-1] == 1 else mask[..., keys]
         off = off | (~mask if mask.dtype == torch.bool else mask.isneginf())

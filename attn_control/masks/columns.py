@@ -9,6 +9,7 @@ from attn_control.masks.block import FIRST_TILE, WHOLE, BlockMask
 from attn_control.masks.group import GroupMask
 
 
+@torch.compiler.disable
 def columns(mask: BlockMask | GroupMask, keys: Tensor) -> Tensor:
     """bool (batch, heads, q_len, chosen) of keys int64 (chosen,), in any order."""
     if isinstance(mask, GroupMask):

@@ -11,6 +11,7 @@ from torch import Tensor
 from attn_control.kernels.triton.lists import Met, lower, met, turned
 from attn_control.kernels.triton.tune import side, tiles
 from attn_control.masks.block import BlockMask
+from attn_control.masks.columns import entries
 from attn_control.masks.group import GroupMask
 
 BLOCK = 128
@@ -84,6 +85,38 @@ def words_of(plan: GroupMask) -> tuple[Tensor, Tensor, Tensor]:
     halves = plan.allow.view(torch.int32).view(-1, 2)
     bits = 1 if int(plan.k_atom.max()) < 32 else 2
     return halves[:, :bits].contiguous(), plan.q_atom.int(), plan.k_atom.int()
+
+
+def chosen(
+    plan: BlockMask | GroupMask, keys: Tensor, values: tuple[int, ...] | None
+) -> list[Tensor | None]:
+    """What a plan says of chosen keys, for `probe`: where its blocks of queries begin; entries,
+    places and pool of blocks, words and atoms of groups, or None for each.
+
+    values: of the keys; with them it is made once, and kept with the plan.
+    """
+    if values is None:
+        return _chosen(plan, keys)
+    kept = plan.__dict__.setdefault("_probed", {})
+    key = keys.device, values
+    if key not in kept:
+        kept[key] = _chosen(plan, keys)
+    found: list[Tensor | None] = kept[key]
+    return found
+
+
+@torch.compiler.disable
+def _chosen(plan: BlockMask | GroupMask, keys: Tensor) -> list[Tensor | None]:
+    plan = plan.to(keys.device)
+    groups = plan if isinstance(plan, GroupMask) else None
+    blocks = plan.blocks if isinstance(plan, GroupMask) else plan
+    atoms = (None, None, None) if groups is None else words_of(groups)
+    if blocks is None:
+        whole = everything(plan.q_len, plan.k_len).to(keys.device)
+        return [whole.q_bounds, None, None, None, *atoms]
+    entry, place = entries(blocks, keys)
+    pool = blocks.pool if len(blocks.pool) else blocks.pool.new_zeros(1, blocks.q_block, 1)
+    return [blocks.q_bounds, entry.contiguous(), place.int(), pool.contiguous(), *atoms]
 
 
 def _sorted(atoms: Tensor) -> tuple[Tensor | None, Tensor]:

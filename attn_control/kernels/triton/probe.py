@@ -13,6 +13,7 @@ from torch import Tensor
 from attn_control.kernels.triton.launch import broadcast, dense_rows, on, precision
 from attn_control.kernels.triton.op import Given
 from attn_control.kernels.triton.parts import biased, grouped, rows, tile, words
+from attn_control.kernels.triton.prepare import BLOCK
 from attn_control.kernels.triton.tune import SMALLEST, wide
 
 
@@ -106,7 +107,7 @@ def arguments(
     batch, heads, queries, dim = q.shape
     kind = 0 if bias is None else 2 if bias.dtype == torch.bool else 1
     pointers = [x.view(torch.uint8) if x is bias and kind == 2 else x for x in given]
-    block = 64 if pool is None else pool.shape[1]
+    block = BLOCK if pool is None else pool.shape[1]
     m, n = min(64, wide(block)), min(64, max(SMALLEST, wide(len(keys))))
     args = (
         *(q, k, lse, out, keys, bounds),

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from attn_control.errors import AttnControlError
 from attn_control.kernels.triton.after import mix, soften
-from attn_control.kernels.triton.prepare import everything, prepared, words_of
+from attn_control.kernels.triton.prepare import chosen, everything, prepared
 from attn_control.masks.block import BlockMask
-from attn_control.masks.columns import entries
 from attn_control.masks.group import GroupMask
 
 WIDEST = 256
@@ -94,29 +93,25 @@ def probe_triton(
     k: Tensor,
     lse: Tensor,
     keys: Tensor,
+    values: tuple[int, ...] | None,
     plan: BlockMask | GroupMask | None,
     mask: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """As `kernels.probe`, which has checked the arguments; keys: int64."""
+    """As `kernels.probe`, which has checked the arguments; keys: int64; values: the same, where
+    they are known, to keep what a plan says of them.
+    """
     refuse(q, "probe")
-    blocks = plan.blocks if isinstance(plan, GroupMask) else plan
-    listed: tuple[Tensor | None, ...] = (None, None, None)
-    if blocks is not None:
-        entry, place = entries(blocks, keys)
-        pool = blocks.pool if len(blocks.pool) else blocks.pool.new_zeros(1, blocks.q_block, 1)
-        listed = entry.contiguous(), place.int(), pool.contiguous()
-        bounds = blocks.q_bounds
-    else:
-        bounds = torch.arange(-(-q.shape[2] // 64) + 1, dtype=torch.int32, device=q.device) * 64
-        bounds = bounds.clamp(max=q.shape[2])
     if mask is not None:
         mask = mask[(None,) * (4 - mask.dim())]
-    atoms = words_of(plan) if isinstance(plan, GroupMask) else (None, None, None)
+    if plan is None:
+        plan = everything(q.shape[2], k.shape[2])
+    bounds, *looked, words, q_atom, k_atom = chosen(plan, keys, values)
 
     from attn_control.kernels.triton.probe import key_columns
 
-    found: Tensor = key_columns(q, k, lse, keys.int(), scale, bounds, [*listed, mask, *atoms])
+    given = [*looked, mask, words, q_atom, k_atom]
+    found: Tensor = key_columns(q, k, lse, keys.int(), scale, bounds, given)
     return found
 
 
