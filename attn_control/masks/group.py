@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,9 +141,9 @@ class GroupMask:
         """The same mask on another device; itself where it is there already."""
         if torch.empty(0, device=device).device == self.device:
             return self
-        names = ("q_atom", "k_atom", "allow", "blocks")
-        fields = {name: getattr(self, name) for name in names}
-        return replace(self, **{n: x if x is None else x.to(device) for n, x in fields.items()})
+        tensors = {n: getattr(self, n).to(device) for n in ("q_atom", "k_atom", "allow")}
+        blocks = None if self.blocks is None else self.blocks.to(device)
+        return replace(self, **tensors, blocks=blocks)
 
     def density(self) -> float:
         """Share of all query-key pairs that is on, over batch and heads."""
@@ -183,7 +184,9 @@ class GroupMask:
         Kernels that read the words do not need it. Where atoms lie scattered nearly all blocks
         have tiles; sorted by atom (as the Triton kernels go through them) nearly none has.
         """
-        grid = dict(q_block=BLOCK, k_block=BLOCK, q_regions=(self.q_len,), k_regions=(self.k_len,))
+        grid: dict[str, Any] = dict(
+            q_block=BLOCK, k_block=BLOCK, q_regions=(self.q_len,), k_regions=(self.k_len,)
+        )
         if self.blocks is not None:
             block = -(-self.blocks.k_block // 32) * 32  # bits come in words
             if block != self.blocks.k_block:
