@@ -236,6 +236,8 @@ def mask(
         from attn_control.masks.grid import Grid
         from attn_control.masks.patterns import make
 
+        if png is not None and not png.parent.is_dir():
+            raise AttnControlError(f"mask: there is no folder {png.parent} for --png {png}")
         tokens = Grid(
             _sizes("--grid", grid),
             block,
@@ -247,8 +249,6 @@ def mask(
         for line in describe(made, tokens):
             typer.echo(line)
         if png is not None:
-            if not png.parent.is_dir():
-                raise AttnControlError(f"mask: there is no folder {png.parent} for --png {png}")
             picture(made, tokens).save(png, "PNG")
             typer.echo(f"drawn: {png}")
 

@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 
+MOST = 16
+"""Shared things at once: one a control and geometry."""
+
+
 @dataclass
 class Kept:
     """What one refresh left behind, of one control at one softmax and branch.
@@ -64,6 +68,8 @@ class Memory:
     def shared(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What all sites share, such as one mask for all layers; made once."""
         if key not in self._shared:
+            if len(self._shared) == MOST:
+                self._shared.pop(next(iter(self._shared)))
             with torch.inference_mode(False):
                 self._shared[key] = make()
         return self._shared[key]

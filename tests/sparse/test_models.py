@@ -233,3 +233,28 @@ def test_few_tokens_stay_dense():
     with pytest.warns(UserWarning, match="12 tokens, fewer than min_tokens=13; it stays dense"):
         with attach(case.model, NeighborhoodAttention(kernel=2, correction="none", policy=policy)):
             assert torch.equal(_run(case.model, case.call), plain)
+
+
+def test_gradients_go_through_it():
+    """A mask that is all on has the stock model's gradients; a window has others."""
+    grads = []
+    for kernel in (None, 64, 2):
+        case = CASES["wan"]()
+        controls = [NeighborhoodAttention(kernel=kernel, **BARE)] if kernel else []
+        with attach(case.model, *controls):
+            case.model(**case.call, return_dict=False)[0].square().sum().backward()
+        grads.append(case.model.blocks[0].attn1.to_k.weight.grad)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-5)
+    assert (grads[2] - grads[0]).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+def test_a_compiled_model_draws_the_same():
+    case = CASES["wan"]()
+    control = NeighborhoodAttention(kernel=2, **BARE)
+    with attach(case.model, control):
+        expected = _run(case.model, case.call)
+    torch._dynamo.reset()
+    compiled = torch.compile(case.model, backend="eager")
+    with attach(compiled, control, strict=True):
+        close(_run(compiled, case.call), expected)
