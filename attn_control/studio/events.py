@@ -131,7 +131,7 @@ class _Events:
                 now = {"status": self.progress(run)}
                 if run.result is not None and len(run.result.sides) > sides:
                     sides = len(run.result.sides)
-                    now |= self.results(run)
+                    now |= await asyncio.to_thread(self.results, run)
                 if now["status"] != said or len(now) > 1:
                     said = now["status"]
                     yield self.parts_of(now)
@@ -139,7 +139,8 @@ class _Events:
         finally:
             if run.open:  # the browser went away
                 run.cancel()
-        ended = {**self.results(run), **self.refusals(run.error), **idle}
+        shown = await asyncio.to_thread(self.results, run)  # films of long videos take a while
+        ended = {**shown, **self.refusals(run.error), **idle}
         ended["status"] = show.status(_ENDED[run.state], None)
         if run.state == "done":
             ended["history"] = history = (_pictures(run) + list(history or []))[:SHOWN]

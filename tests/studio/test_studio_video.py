@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import numpy as np
 import pytest
 import tiny_pipelines
@@ -58,12 +60,13 @@ SMALL = {"more": "{block: 32}", "policy.first": 0.25, "policy.refresh": 2}
 @pytest.mark.parametrize("method", video.METHODS, ids=lambda method: method.control)
 def test_what_is_foreseen_is_what_the_session_foresees(studio, form, wan, method):
     """Density by step and amortised, held to Session.preview of the same control and size."""
-    form |= on(method.control, target_density=0.9, **SMALL)
+    # Three frames are all near each other: by the decay factor, no density is asked of radial.
+    share = 0.0 if method.control == "RadialAttention" else 0.9
+    form |= on(method.control, target_density=share, **SMALL)
     (plan,) = studio.foresee(form)
     ((name, options),) = studio_controls(studio, form)
-    with attach(wan, build_control(name, options)) as session:
+    with closing(attach(wan, build_control(name, options))) as session:
         (theirs,) = session.preview(4, grid=plan.place.shape).sparse
-        session.close()
     assert list(plan.densities) == list(theirs.densities)
     assert list(plan.outcomes) == list(theirs.outcomes) and plan.amortised == theirs.amortised
     assert f"{plan.amortised:.3f}" in show.foreseen([plan])
