@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from attn_control.errors import AttnControlError
 from attn_control.kernels.choose import explain
+from attn_control.kernels.grouped import attend_sorted
 from attn_control.masks.block import BlockMask
 from attn_control.masks.group import GroupMask
 
@@ -71,26 +73,23 @@ def attend(
     if impl not in IMPLS:
         names = ", ".join(map(repr, ("auto", *IMPLS)))
         raise AttnControlError(f"attend: expected {names} as impl, got {impl!r}")
+    if isinstance(plan, GroupMask) and impl in ("torch", "flex"):
+        run = partial(attend, scale=scale, impl=impl, need_lse=need_lse)
+        return attend_sorted(run, q, k, v, plan.to(q.device).sorted, mask)
     # Imported here: dynamo, which three of them need, takes as long to load as torch itself.
     if impl == "flex":
         from attn_control.kernels.flex import attend_flex
 
-        return attend_flex(q, k, v, _blocks(plan), mask, float(scale), need_lse)
+        assert not isinstance(plan, GroupMask)
+        return attend_flex(q, k, v, plan, mask, float(scale), need_lse)
     if impl == "reference":
         from attn_control.kernels.reference import attend_reference as execute
     elif impl == "triton":
         from attn_control.kernels.triton.run import attend_triton as execute
     else:
         from attn_control.kernels.tiles.run import attend_tiles as execute
-
-        plan = _blocks(plan)
     out, lse = execute(q, k, v, plan, mask, float(scale))
     return out, lse if need_lse else None
-
-
-def _blocks(plan: BlockMask | GroupMask | None) -> BlockMask | None:
-    """For executors that do not read words of groups: the same pairs as blocks."""
-    return plan.lowered if isinstance(plan, GroupMask) else plan
 
 
 def check(

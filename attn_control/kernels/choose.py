@@ -52,7 +52,7 @@ def explain(
     if plan is None:
         return Choice("dense", 1.0, 1.0, 1.0, "no block mask: dense")
     if isinstance(plan, GroupMask):
-        plan = plan.lowered
+        plan = plan.sorted.mask
     visited = plan.visited_density()
     if visited == 1.0 and plan.is_fully_block_sparse():
         return Choice("dense", 1.0, 1.0, 1.0, "every block is kept whole: dense")

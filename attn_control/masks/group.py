@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -181,8 +181,7 @@ class GroupMask:
     def lowered(self) -> BlockMask:
         """The very same pairs as blocks and bit tiles: of `blocks`' grid, or of 128 tokens.
 
-        Kernels that read the words do not need it. Where atoms lie scattered nearly all blocks
-        have tiles; sorted by atom (as the Triton kernels go through them) nearly none has.
+        Where atoms lie scattered nearly all blocks have tiles: see `sorted`.
         """
         grid: dict[str, Any] = dict(
             q_block=BLOCK, k_block=BLOCK, q_regions=(self.q_len,), k_regions=(self.k_len,)
@@ -213,11 +212,41 @@ class GroupMask:
         mask = settle(cells, torch.cat(tiles), **grid)
         return mask if self.blocks is None else self.blocks & mask
 
+    @cached_property
+    def sorted(self) -> Sorted:
+        """The same pairs with tokens next to their like, so that nearly all blocks are on or off as
+        a whole; in the order that there is where `blocks` has a say, which depends on it.
+        """
+        if self.blocks is not None:
+            return Sorted(self.lowered, None, None)
+        (q_atom, q_order), (k_atom, k_order) = map(by_atom, (self.q_atom, self.k_atom))
+        if q_order is None and k_order is None:
+            return Sorted(self.lowered, None, None)
+        return Sorted(replace(self, q_atom=q_atom, k_atom=k_atom).lowered, q_order, k_order)
+
     def _pairs(self, queries: Tensor, keys: Tensor) -> Tensor:
         """bool (blocks, q_block, k_block) of atoms, -1 past the end of a short block."""
         words = torch.where(queries < 0, 0, self.allow[queries.clamp(min=0).long()])
         on = (words[:, :, None] >> keys.clamp(min=0).long()[:, None, :]) & 1 != 0
         return on & (keys >= 0)[:, None, :]
+
+
+class Sorted(NamedTuple):
+    """mask: of places; q_order, k_order: int64 (batch | 1, tokens), which token stands at each
+    place, None for each its own.
+    """
+
+    mask: BlockMask
+    q_order: Tensor | None
+    k_order: Tensor | None
+
+
+def by_atom(atoms: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Atoms (batch, tokens) in order, and int64 (batch, tokens), the order: None if they were."""
+    if not (atoms.diff(dim=-1) < 0).any():
+        return atoms, None
+    found, order = atoms.sort(dim=-1, stable=True)
+    return found, order
 
 
 def tiled(atoms: Tensor, start: Tensor, length: Tensor, width: int) -> Tensor:

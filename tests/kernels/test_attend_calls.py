@@ -179,7 +179,7 @@ WRONG = {
     "head_dim 16": lambda x: dict(k=x.k[..., :8], v=x.v[..., :8]),
     "batch 1": lambda x: dict(k=x.k.repeat(2, 1, 1, 1), v=x.v.repeat(2, 1, 1, 1)),
     "multiple of": lambda x: dict(q=x.q.repeat(1, 2, 1, 1)[:, :3]),
-    "a BlockMask or None": lambda x: dict(plan=x.dense),
+    "a BlockMask, a GroupMask or None": lambda x: dict(plan=x.dense),
     "plan is for 150 queries and 210 keys": lambda x: dict(q=x.q[:, :, 1:]),
     "plan.heads of 1 or 4": lambda x: dict(q=x.q.repeat(1, 2, 1, 1)),
     "plan.batch of 1 or 3": lambda x: dict(

@@ -61,6 +61,28 @@ def test_within_blocks(size):
     assert torch.equal(again.to_dense(), dense & blocks(4, 130, 100, size).to_dense())
 
 
+@pytest.mark.parametrize("batch", [(1, 1), (2, 1), (1, 3)])
+def test_sorted_by_atom(batch):
+    mask, truth = drawn(5, 300, 270, batch)
+    found, q_order, k_order = mask.sorted
+    dense = found.to_dense().expand(len(truth), 1, 300, 270)
+    for b in range(len(truth)):
+        rows, columns = (order[b % len(order)] for order in (q_order, k_order))
+        assert torch.equal(dense[b, 0], truth[b, 0][rows][:, columns])
+    again = drawn(5, 30, 27)[0]
+    still = GroupMask(*(x.sort(-1)[0] for x in (again.q_atom, again.k_atom)), again.allow)
+    assert still.sorted.q_order is None and still.sorted.k_order is None
+
+
+def test_sorted_tokens_leave_blocks_out():
+    """One in eight pairs is on."""
+    atoms = torch.arange(2048, dtype=torch.int16) % 8
+    mask = GroupMask(atoms, atoms, 1 << torch.arange(8))
+    assert mask.lowered.visited_density() == 1.0
+    assert mask.sorted.mask.visited_density() == 1 / 8 == mask.density()
+    assert mask.sorted.mask.is_fully_block_sparse()
+
+
 def test_all_64_bits():
     atoms = torch.arange(64, dtype=torch.int16)
     words = torch.tensor([1 << 63, 1, (1 << 64) - 1], dtype=torch.uint64)

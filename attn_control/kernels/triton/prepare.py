@@ -12,7 +12,7 @@ from attn_control.kernels.triton.lists import Met, lower, met, turned
 from attn_control.kernels.triton.tune import side, tiles
 from attn_control.masks.block import BlockMask
 from attn_control.masks.columns import entries
-from attn_control.masks.group import GroupMask
+from attn_control.masks.group import GroupMask, by_atom
 
 BLOCK = 128
 """Of the mask that stands for none."""
@@ -69,12 +69,14 @@ def _prepare(
     plan = plan.to(device)
     if isinstance(plan, BlockMask):
         return Prepared(*_lists(plan, None, True, dim, half, group, needs_grad))
-    blocks, orders, places = plan.blocks, (None, None), (plan.q_atom, plan.k_atom)
+    places: tuple[Tensor, ...] = plan.q_atom, plan.k_atom
+    blocks, orders = plan.blocks, (None, None)
     if blocks is None:
         # Nothing else depends on where tokens stand: together with their like they fill tiles that
         # are on or off as a whole.
         blocks = everything(plan.q_len, plan.k_len).to(device)
-        orders, places = zip(*map(_sorted, places), strict=True)
+        places, found = zip(*map(by_atom, places), strict=True)
+        orders = tuple(x if x is None else x.int()[:, None].contiguous() for x in found)
     sides = *places, plan.table
     made = _lists(blocks, sides, not ordered, dim, half, group, needs_grad)
     return Prepared(*made, *orders, *words_of(plan))
@@ -117,14 +119,6 @@ def _chosen(plan: BlockMask | GroupMask, keys: Tensor) -> list[Tensor | None]:
     entry, place = entries(blocks, keys)
     pool = blocks.pool if len(blocks.pool) else blocks.pool.new_zeros(1, blocks.q_block, 1)
     return [blocks.q_bounds, entry.contiguous(), place.int(), pool.contiguous(), *atoms]
-
-
-def _sorted(atoms: Tensor) -> tuple[Tensor | None, Tensor]:
-    """int32 (batch, 1, tokens), an order by atom, None where they are in one; and atoms in it."""
-    if not (atoms.diff(dim=-1) < 0).any():
-        return None, atoms
-    found, order = atoms.sort(dim=-1, stable=True)
-    return order.int()[:, None].contiguous(), found
 
 
 def _lists(
