@@ -61,7 +61,6 @@ class Ledger:
     def __init__(self) -> None:
         self.rows: list[Fired] = []
         self.notes: dict[str, None] = {}
-        self.warned = False  # of a mask that is not padding, once
         self.place: Place | None = None  # of the last geometry that was compiled
         self.spared: set[Site] = set()  # sites that stay dense though they are selected
 
@@ -77,9 +76,11 @@ class Ledger:
         row = Fired(step.run_id, step.index, branch, label(site), outcome, density, computed)
         self.rows.append(row)
 
-    def note(self, text: str) -> None:
-        """Keep a sentence for the report."""
+    def note(self, text: str) -> bool:
+        """Keep a sentence for the report; whether it is new."""
+        new = text not in self.notes
         self.notes[text] = None
+        return new
 
 
 def summary(ledgers: Iterable[Ledger]) -> Summary | None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 MOST = 16
 """Shared things at once: one a control and geometry."""
 

@@ -147,22 +147,19 @@ class SparseSoftmax:
             keys = keys_of(call.mask, call.q.shape[2], call.k.shape[2])
             known = keys is not None
         if not known:
-            what = "causal" if call.causal else f"of shape {tuple(call.mask.shape)}"  # type: ignore[union-attr]
-            note = f"{self.site.label} has a mask of its own that is not padding; it stays dense"
-            self.ledger.note(note)
-            if not self.ledger.warned:
-                self.ledger.warned = True
-                warnings.warn(f"{self.who}: {note} (a mask {what})", stacklevel=2)
+            shape = () if call.mask is None else tuple(call.mask.shape)
+            what = "causal" if call.causal else f"of shape {shape}"
+            note = f"attention has a mask of its own that is not padding; it stays dense ({what})"
+            if self.ledger.note(note):
+                warnings.warn(f"{self.who}: {self.site.label}: {note}", stacklevel=2)
         return keys, known
 
     def _view(self, call: Call, rows: slice, keys: Tensor | None) -> View:
         total, some = call.q.shape[1], len(self.heads) < call.q.shape[1]
         q, k, v = (x[rows] for x in (call.q, call.k, call.v))
         if some or k.shape[1] != total:
-            q, k, v = (
-                x if len(self.heads) == x.shape[1] else heads_of(x, self.heads, total, 1)
-                for x in (q, k, v)
-            )
+            few = [heads_of(x, self.heads, total, 1) for x in (q, k, v)]
+            q, k, v = (x.expand(-1, len(self.heads), -1, -1) for x in few if x is not None)
         if keys is not None:
             keys = keys[rows] if keys.shape[0] > 1 else keys
             keys = heads_of(keys, self.heads, total, 1) if some else keys
@@ -228,7 +225,7 @@ class SparseSoftmax:
         kept = Kept(where.step.level, _like(view))
         with torch.no_grad():
             chosen: Sequence[Piece] = ()
-            if self.pattern.keeps or self.correction.sparse and self.correction.keeps:
+            if self.correction.sparse and self._keeps:
                 chosen = self.pattern.pieces(view, where)
                 cost += self.pattern.cost(view)
             if self.pattern.keeps:

@@ -48,9 +48,14 @@ class Place:
         return self.before + self.tokens + self.after
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """Which of frames, height and width are longer than one token; width, if none is."""
+        return tuple(axis for axis, size in enumerate(self.shape) if size > 1) or (2,)
+
+    @property
     def spatial(self) -> tuple[int, ...]:
-        """Its axes: (frames, height, width), or (height, width) of a picture."""
-        return self.shape if self.shape[0] > 1 else self.shape[1:]
+        """Sizes of its `axes`: (frames, height, width) of a video, (height, width) of a picture."""
+        return tuple(self.shape[axis] for axis in self.axes)
 
     def block(self, given: int | None) -> int:
         """Tokens a block: as given, or what suits the length: 128 from 16,384 tokens up, 64 from

@@ -80,7 +80,7 @@ class AutoSparse(SparseControl):
                 neighborhood_mask(grid, [max(2, round(n * side)) for n in place.spatial])
                 for side in WINDOWS
             ]
-        if place.shape[0] > 1:
+        if place.shape[0] > 1 and len(place.axes) > 1:
             frame, own = spatial_mask(grid), temporal_mask(grid, 1)
             masks += [frame | sink_mask(grid), own, frame | own]
         always = text_mask(grid) if place.before or place.after else None

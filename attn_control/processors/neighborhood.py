@@ -67,8 +67,7 @@ class NeighborhoodAttention(SparseControl):
         axes = place.spatial
         if min(axes) < 2:
             raise AttnControlError(
-                f"{self}: a video of {place.shape} tokens has an axis of one token, which has no"
-                " neighbourhood"
+                f"{self}: a picture of {place.shape} tokens has no neighbourhood"
             )
         dilation = along(self, "dilation", self.dilation, place)
         dilation = tuple(max(1, min(d, n // 2)) for d, n in zip(dilation, axes, strict=True))

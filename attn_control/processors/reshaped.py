@@ -40,5 +40,6 @@ class ReshapedAttention(SparseControl):
         grid = place.grid(place.block(self.block))
         frames, height, width = place.shape
         reach = max(1, int(height * width * self.width)) // 2
-        mask = frame_band_mask(grid, reach) if frames > 1 else band_mask(grid, reach)
+        of_frames = frames > 1 and len(place.axes) > 1
+        mask = frame_band_mask(grid, reach) if of_frames else band_mask(grid, reach)
         return Fixed((Piece.on(grid, unmasked(mask), device),))

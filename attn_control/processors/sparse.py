@@ -180,8 +180,8 @@ class SparseControl(Control):
         if place.length < self.policy.min_tokens:
             ledger.spared.add(builder.site)
             ledger.note(
-                f"{builder.site.label} has {place.length} tokens, fewer than"
-                f" min_tokens={self.policy.min_tokens}; it stays dense"
+                f"calls of {place.length} tokens, fewer than min_tokens={self.policy.min_tokens};"
+                " they stay dense"
             )
             return
         ledger.spared.discard(builder.site)
@@ -227,19 +227,26 @@ def sizes(
 
 
 def along(owner: object, name: str, value: int | tuple[int, ...], place: Place) -> tuple[int, ...]:
-    """One value an axis of a geometry, none larger than the axis. Three values fit a picture too:
-    the first is of the frames.
+    """One value for each of a geometry's axes that are longer than one token, none larger than the
+    axis. Three values are of frames, height and width, two of height and width.
     """
-    axes = place.spatial
-    given = value if isinstance(value, tuple) else (value,) * len(axes)
-    if len(given) == 3 and len(axes) == 2:
-        given = given[1:]
-    if len(given) != len(axes):
+    return tuple(min(n, place.shape[a]) for n, a in values(owner, name, value, place))
+
+
+def values(
+    owner: object, name: str, value: int | tuple[int, ...], place: Place
+) -> list[tuple[int, int]]:
+    """As `along`, each value with its axis, however large."""
+    given = value if isinstance(value, tuple) else (value,) * 3
+    if len(given) == 1:
+        given = given * 3
+    first = 3 - len(given)
+    if first and 0 in place.axes:
         raise AttnControlError(
             f"{owner}: {name}={value!r} has {len(given)} values; expected one, or one for each of"
-            f" {len(axes)} axes"
+            " frames, height and width"
         )
-    return tuple(min(n, size) for n, size in zip(given, axes, strict=True))
+    return [(given[axis - first], axis) for axis in place.axes]
 
 
 def unmasked(mask: BlockMask) -> BlockMask:

@@ -16,7 +16,15 @@ from attn_control.masks.block import BlockMask
 from attn_control.masks.place import Place
 from attn_control.masks.solve import densest
 from attn_control.masks.tiles import tiles_mask
-from attn_control.processors.sparse import QUARTER, SparseControl, along, share, sizes, unmasked
+from attn_control.processors.sparse import (
+    QUARTER,
+    SparseControl,
+    along,
+    share,
+    sizes,
+    unmasked,
+    values,
+)
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,7 @@ class TileAttention(SparseControl):
         grid = place.grid(block, tile)
         counts = [-(-n // t) for n, t in zip(place.spatial, tile, strict=True)]
         if self.tiles is not None:
-            given = self.tiles if isinstance(self.tiles, tuple) else (self.tiles,) * len(counts)
-            given = given[1:] if len(given) == 3 and len(counts) == 2 else given
-            if len(given) != len(counts):
-                raise AttnControlError(
-                    f"{self}: tiles={self.tiles!r} has {len(given)} values; expected one, or one"
-                    f" for each of {len(counts)} axes"
-                )
+            given = [n for n, _ in values(self, "tiles", self.tiles, place)]
             mask = self._mask(grid, [min(w, n) for w, n in zip(given, counts, strict=True)])
         else:
             most = max(counts)

@@ -16,8 +16,9 @@ from attn_control.kernels.pieces import Piece, View, execute
 from attn_control.kernels.sampled import errors, evenly
 from attn_control.kernels.sparse import Where
 from attn_control.masks import BlockMask
+from attn_control.masks.place import Place
 from attn_control.policy import DENSE, REFRESH, SPARSE, StepPolicy
-from attn_control.processors import AutoSparse, SelectedAttention
+from attn_control.processors import AutoSparse, SelectedAttention, SpatialTemporalAttention
 
 WHERE = Where(SITE, at(3), "cond")
 
@@ -40,7 +41,7 @@ def candidates() -> tuple[Piece, ...]:
 
 
 def dense_of(piece: Piece) -> torch.Tensor:
-    """bool (96, 96) in raster order."""
+    """bool (tokens, tokens) in raster order."""
     on = piece.mask.to_dense()[0, 0]
     if piece.order is None:
         return on
@@ -88,6 +89,23 @@ def test_each_head_of_each_row_runs_under_its_best_mask():
     out, lse = execute(pieces, seen, need_lse=True)
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
     assert lse is not None and bool(lse.isfinite().all())
+
+
+def test_sparse_videogens_masks():
+    """Bands of one density: in raster order, with the first frame, and along time first."""
+    place = Place((8, 8, 8), before=2, after=3)
+    near, along = SpatialTemporalAttention(target_density=0.6).pattern(place, "cpu").candidates
+    bare = SpatialTemporalAttention(target_density=0.6, sink=False).pattern(place, "cpu")
+    first = slice(2, 2 + 64)
+    assert bool(dense_of(near)[:, first].all())
+    assert not bool(dense_of(bare.candidates[0])[:, first].all())
+    on, middle = dense_of(along), 2 + 3 * 64 + 3 * 8 + 3
+    frames = on[middle, 2:-3].view(8, 64)
+    assert bool(frames[:, 27].all()), "its own place is read in every frame"
+    assert not bool(frames.all()) and bool(on[0].all()) and bool(on[:, -1].all())
+    assert bool(dense_of(near)[middle, middle - 9 : middle + 10].all())
+    for piece in (near, along):
+        assert 0.4 < piece.computed <= 0.6
 
 
 @pytest.mark.parametrize("budget", [0.05, 0.2, 0.35, 0.6, 1.0])

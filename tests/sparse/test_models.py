@@ -230,7 +230,7 @@ def test_few_tokens_stay_dense():
     case = CASES["wan"]()
     plain = _run(case.model, case.call)
     policy = StepPolicy(first=0, refresh=None, min_tokens=13)
-    with pytest.warns(UserWarning, match="12 tokens, fewer than min_tokens=13; it stays dense"):
+    with pytest.warns(UserWarning, match="12 tokens, fewer than min_tokens=13; they stay dense"):
         with attach(case.model, NeighborhoodAttention(kernel=2, correction="none", policy=policy)):
             assert torch.equal(_run(case.model, case.call), plain)
 
