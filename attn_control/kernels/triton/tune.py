@@ -36,8 +36,8 @@ def wide(dim: int) -> int:
 # By what the matrix unit reads its operands from, and by the features held: the largest tiles that
 # spill nothing (`python -m attn_control.kernels.aot`), none of them timed yet.
 REGISTERS = {
-    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2), Tile(64, 32, 4, 2)),
-    128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 128), Tile(64, 32, 4, 2)),
+    128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2, 128), Tile(64, 32, 8, 2)),
     256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
 }
 # The same, but that code for sm_120 comes out with more registers.
