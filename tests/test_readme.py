@@ -28,7 +28,7 @@ from tiny_videos import VIDEOS
 from attn_control import AttnControlError, attach
 from attn_control.call import Layout, Softmax, sample_of
 from attn_control.families import FAMILIES, Family, family_of
-from attn_control.processors import CONTROLS, HeadGate, SoftPAG, StepPolicy
+from attn_control.processors import CONTROLS, SPARSE, HeadGate, SoftPAG
 
 README = Path(__file__).parent.parent / "README.md"
 CFG = {
@@ -36,7 +36,8 @@ CFG = {
     "batched, cond first": "one call, cond first",
     "split": "two calls, or none",
 }
-ALL = ["SoftPAG", "SEG", "SkipLayers", "NAG", "HeadGate", "sparse"]
+# Where sparse ones fire is in docs/sparse-video.md, by tests/sparse/test_models.py.
+ALL = [name for name, cls in CONTROLS.items() if cls not in SPARSE]
 
 
 def _order(layout: Layout | tuple[Softmax, ...] | None) -> str:
@@ -85,13 +86,6 @@ def _controls() -> list[Any]:
         CONTROLS["SkipLayers"]("all", u=0.5),
         CONTROLS["NAG"](),
         HeadGate("all"),
-        # One of the sparse controls stands for all: they ask the same of a model.
-        CONTROLS["TileAttention"](
-            tiles=1,
-            tile=1,
-            correction="none",
-            policy=StepPolicy(first=0, refresh=None),
-        ),
     ]
 
 
@@ -99,9 +93,7 @@ def _model_row(family: Family, name: str | None, model: Any, call: dict[str, Any
     with attach(model) as session:
         sites = session.sites
     orders = [_order(family.layout(site, call, model) if family.layout else None) for site in sites]
-    works = [
-        "sparse" if c.sparse else type(c).__name__ for c in _controls() if _fires(model, call, c)
-    ]
+    works = [type(c).__name__ for c in _controls() if _fires(model, call, c)]
     cells = [
         name or family.name,
         f"`{family.denoiser}`",
