@@ -41,9 +41,9 @@ EXAMPLES = (
     ),
     Example("silence a head", "shapes-sd3", TWO, (("HeadGate", {"heads": "L0H0"}),)),
     Example(
-        "a video from a third of the pairs",
+        "a video from half of the pairs",
         "shapes-wan",
         "a yellow triangle moves right on a white background",
-        (("NeighborhoodAttention", {"target_density": 0.3}),),
+        (("NeighborhoodAttention", {"target_density": 0.5}),),
     ),
 )

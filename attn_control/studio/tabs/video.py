@@ -53,7 +53,7 @@ METHODS = (
         "many. It works on pictures and on videos.",
         "https://arxiv.org/abs/2504.16922",
         "Generalized Neighborhood Attention, arXiv 2504.16922",
-        (HEADS, density(0.3, "a quarter"), *ALWAYS),
+        (HEADS, density(0.5, "a quarter"), *ALWAYS),
     ),
     Method(
         "TileAttention",
@@ -62,7 +62,7 @@ METHODS = (
         "the mask is cut, so that time follows density.",
         "https://arxiv.org/abs/2502.04507",
         "Sliding Tile Attention, arXiv 2502.04507",
-        (HEADS, density(0.3, "a quarter"), *ALWAYS),
+        (HEADS, density(0.5, "a quarter"), *ALWAYS),
     ),
     Method(
         "SpatialTemporalAttention",
