@@ -88,26 +88,34 @@ def test_a_few_frames_stand_at_their_own_times():
             assert (at(1, 3, 6, door=door) - whole).abs().max() > 1e-2
 
 
-def test_wan_s_steps_show_all_frames_a_few_or_fine_ones():
-    settings = dataclasses.replace(TINY["shapes-wan"], steps=40, few_batch=3, few_frames=2)
+def test_wan_s_steps_show_all_frames_or_a_few_coarse_or_fine():
+    settings = dataclasses.replace(
+        TINY["shapes-wan"], steps=40, few_batch=3, few_frames=2, fine_few_batch=5, fine_few_frames=1
+    )
+    shown = {False: (3, 4, 2), True: (5, 4, 1)}  # by whether the step is fine
 
-    def kinds(few):
-        lesson = wan.Lesson(dataclasses.replace(settings, few=few), examples("shapes-wan"))
-        batches = [lesson.batch(step) for step in range(40)]
-        for step, b in enumerate(batches):
-            sizes = {k: tuple(v.shape[:3]) for k, v in b.items() if k != "ids"}
+    def kinds(few, fine_few):
+        changed = dataclasses.replace(settings, few=few, fine_few=fine_few)
+        lesson, found = wan.Lesson(changed, examples("shapes-wan")), {False: 0, True: 0}
+        for step in range(40):
+            b, fine = lesson.batch(step), lesson.is_fine(step)
+            size = tuple(b["x0"].shape[:3])
             if "times" in b:
-                assert not lesson.is_fine(step) and sizes["x0"] == (3, 4, 2), sizes
+                found[fine] += 1
+                assert size == shown[fine]
                 assert b["times"].diff().gt(0).all() and b["times"].max() < 3
                 # The frames are those of the times, of one of the videos.
                 at = [(b["x0"][0] == v[:, b["times"]].float()).all() for v in lesson.data.targets]
                 assert any(at)
             else:
-                assert sizes["x0"] == (lesson.size(step), 4, 3)
-        return sum("times" in b for b in batches)
+                assert size == (lesson.size(step), 4, 3)
+        return found[False], found[True]
 
     fine = sum(wan.Lesson(settings, examples("shapes-wan")).is_fine(i) for i in range(40))
-    assert kinds(0.0) == 0 and kinds(1.0) == 40 - fine and 0 < kinds(0.5) < 40 - fine
+    assert kinds(0.0, 0.0) == (0, 0) and kinds(1.0, 1.0) == (40 - fine, fine)
+    assert kinds(1.0, 0.0) == (40 - fine, 0) and kinds(0.0, 1.0) == (0, fine)
+    coarse_few, fine_few = kinds(0.5, 0.5)
+    assert 0 < coarse_few < 40 - fine and 0 < fine_few < fine
 
 
 def test_wan_s_words_are_the_pipeline_s_own():

@@ -1,7 +1,8 @@
 """shapes-wan: a video transformer with cross-attention to a UMT5's words, trained by flow matching.
 
 Most steps go through the coarse door (576 tokens), many of these with a few of the frames only (192
-tokens, so three times the videos), the last part at the shipped size (2,304).
+tokens, so three times the videos), the last part at the shipped size (2,304), where single frames
+(256 tokens) may teach shapes cheaply.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class Settings(flow.Settings):
     few: float = 0.7  # share of the coarse steps that show a few frames only
     few_frames: int = 3
     few_batch: int = 24
+    fine_few: float = 0.0  # share of the fine steps that show a few frames only
+    fine_few_frames: int = 1
+    fine_few_batch: int = 16
     time_mean: float = 0.8
     single: float = 1.0  # how much likelier a video without a crossing is drawn
     hard: float = 1.2  # the same for those with a cross
@@ -119,10 +123,13 @@ class Lesson(flow.Lesson):
         """The examples, times and noise of one step; "times" where it shows a few frames only."""
         s, g, size = self.settings, self.generator(step), self.size(step)
         frames = self.data.targets.shape[2]
-        few = not self.is_fine(step) and float(torch.rand((), generator=g)) < s.few
+        fine, toss = self.is_fine(step), float(torch.rand((), generator=g))
+        few = toss < (s.fine_few if fine else s.few)
         shown = torch.arange(frames)
         if few:
-            size, shown = s.few_batch, torch.randperm(frames, generator=g)[: s.few_frames].sort()[0]
+            size = s.fine_few_batch if fine else s.few_batch
+            count = s.fine_few_frames if fine else s.few_frames
+            shown = torch.randperm(frames, generator=g)[:count].sort()[0]
         at = pick(self.chance, size, g)
         words = self.ids[at].clone()
         words[self.dropped(size, g)] = self.empty
@@ -137,7 +144,10 @@ class Lesson(flow.Lesson):
         with torch.autocast("cpu", torch.bfloat16):
             states = encode(self.trainee.encoder, b["ids"])
             loss = self.losses(self.trainee, fine, x, b["t"], states, target, times)
-        return "fine" if fine else "coarse" if times is None else "few", loss
+        kind = "fine" if fine else "coarse"
+        if times is not None:
+            kind = "fine_few" if fine else "few"
+        return kind, loss
 
 
 def pipeline(work: Path, data: Path) -> WanPipeline:
