@@ -59,9 +59,11 @@ DEBTS: dict[tuple[str, str, int], tuple[float, float]] = {
             ("of_keys", 128): (0.94, 1.0),
         }.items()
     },
+    ("sm_90", "forward", 32): (0.92, 0.5),
     ("sm_90", "forward", 64): (0.91, 0.5),
     ("sm_90", "of_queries", 64): (0.95, 0.66),
     ("sm_90", "of_queries", 128): (0.89, 0.5),
+    ("sm_90", "of_keys", 256): (0.88, 1.0),
     ("sm_100", "forward", 64): (0.93, 0.5),
     ("sm_100", "of_queries", 64): (0.93, 0.66),
     ("sm_100", "of_keys", 64): (0.95, 0.66),

@@ -36,9 +36,15 @@ def wide(dim: int) -> int:
 # By what the matrix unit reads its operands from, and by the features held: the largest tiles that
 # spill nothing (`python -m attn_control.kernels.aot`), none of them timed yet.
 REGISTERS = {
-    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 128), Tile(64, 32, 4, 2)),
-    128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2, 128), Tile(64, 32, 8, 2)),
+    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 168), Tile(64, 32, 4, 2)),
+    128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
     256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+}
+# With the shared memory for one program more, if registers allow it.
+A100 = {
+    64: REGISTERS[64]._replace(of_queries=Tile(64, 32, 4, 2, 128)),
+    128: REGISTERS[128]._replace(of_queries=Tile(64, 32, 8, 2, 128)),
+    256: REGISTERS[256],
 }
 # The same, but that code for sm_120 comes out with more registers.
 CONSUMER_BLACKWELL = {
@@ -76,7 +82,7 @@ def tiles(dim: int, half: bool, target: str) -> Tiles:
     elif target in ("sm_120", "sm_121"):
         table = CONSUMER_BLACKWELL
     else:
-        table = REGISTERS
+        table = A100 if target == "sm_80" else REGISTERS
     return table[max(64, wide(dim))]
 
 
