@@ -124,7 +124,7 @@ def _results(ui: Ui) -> None:
     ui.add(
         "gallery",
         gr.Gallery(
-            label="earlier runs of this page",
+            label="runs of this page: with and without control, in turns",
             columns=4,
             height="auto",
             format="png",

@@ -223,7 +223,6 @@ class _Events:
 _ENDED = {"done": "done", "cancelled": "cancelled", "failed": "not finished"}
 
 
-def _pictures(run: Run) -> list[tuple[str, str]]:
-    sides = [run.result.sides[name] for name in (WITH, WITHOUT) if name in run.result.sides]
-    seed = run.result.page.seed
-    return [(str(side.file), f"{side.variant} control, seed {seed}") for side in sides]
+def _pictures(run: Run) -> list[str]:
+    """Files for the gallery. Without captions, which the gallery hides from screen readers."""
+    return [str(run.result.sides[n].file) for n in (WITH, WITHOUT) if n in run.result.sides]

@@ -60,8 +60,6 @@ def launch(
         block_title_padding="0",
         block_title_text_color="*neutral_800",
         block_title_text_color_dark="*neutral_100",
-        block_label_background_fill="none",
-        block_label_background_fill_dark="none",
         block_label_text_color="*neutral_800",
         block_label_text_color_dark="*neutral_100",
         block_info_text_color="*neutral_600",

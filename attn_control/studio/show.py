@@ -61,7 +61,12 @@ def grid(layers: Sequence[Layer], cells: Cells, label: str, whole: bool) -> str:
         on = cells.get(layer.number, set())
         all_on = len(on) == layer.heads
         cell = _button(
-            f"L{layer.number}", f"layer {layer.number}", layer.number, None, all_on, not place
+            f"L{layer.number}",
+            f"L{layer.number}, the whole layer",
+            layer.number,
+            None,
+            all_on,
+            not place,
         )
         heads = ""
         if not whole:
