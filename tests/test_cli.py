@@ -45,7 +45,7 @@ def test_help_comes_within_a_second_and_without_torch():
     assert min(seconds) < 1.0
 
 
-@pytest.mark.parametrize("command", ["quickstart", "render", "doctor", "presets"])
+@pytest.mark.parametrize("command", ["quickstart", "render", "doctor", "presets", "studio"])
 def test_every_command_has_help(command):
     found = run(command, "--help")
     assert found.exit_code == 0 and command in found.output
@@ -112,4 +112,4 @@ def test_interrupted_before_the_first_picture(world, monkeypatch):
 def test_unknown_options_and_commands_are_refused():
     assert run("render", "job.yaml").exit_code == 2
     assert run("render", "job.yaml", "--out", "x", "--fast").exit_code == 2
-    assert run("studio").exit_code != 0
+    assert run("dance").exit_code != 0
