@@ -10,10 +10,13 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import pytest
 import tiny
 import torch
 from sparse_shared import window_by_hand
+from test_wan_keys import _CONFIG as _WAN_I2V
+from test_wan_keys import _call as _call_of_a_picture
 from test_wider_families import _run
 from tiny_attach_only import ATTACH_ONLY, MOCHI
 from tiny_more import MORE, more_inputs
@@ -51,6 +54,11 @@ def _video(name: str, **more: Any) -> Case:
     return Case(one.make(), one.call() | more.pop("call", {}), **more)
 
 
+def _wan_i2v() -> Any:
+    torch.manual_seed(0)
+    return tiny._spread(diffusers.WanTransformer3DModel(**_WAN_I2V))
+
+
 def _padded() -> torch.Tensor:
     """Row 0 has three valid text tokens of five."""
     return torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
@@ -58,6 +66,7 @@ def _padded() -> torch.Tensor:
 
 CASES = {
     "wan": lambda: Case(tiny.wan(), tiny.inputs("wan")),
+    "wan, image to video": lambda: Case(_wan_i2v(), _call_of_a_picture(3, 6)),
     "vace": lambda: Case(MORE["vace"](), more_inputs("vace")),
     "skyreels": lambda: Case(MORE["skyreels"](), more_inputs("skyreels")),
     # Its first frame is a reference: 8 tokens in front of 2 frames.
