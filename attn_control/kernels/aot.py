@@ -106,7 +106,8 @@ def measure(variant: Variant) -> Row:
     walks = variant.kernel in WALKS
     multiplies = variant.kernel != "row_sums" and variant.dtype != "fp32"
     found = faults(variant.target, binary, matrix=multiplies, loop=walks)
-    dense, model, owed = None, None, []
+    dense, model = None, None
+    owed: list[str] = []
     if variant.plain:
         given = make.launch_dense(variant.kernel, shape, tile)
         yardstick = make.YARDSTICKS[variant.kernel]

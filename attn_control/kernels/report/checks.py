@@ -125,7 +125,8 @@ def cases(
     near = ((row[:, None] - row).abs() <= block + block // 2)[None, None]
     whole = table.repeat_interleave(block, 1).repeat_interleave(block, 2)[None, :, :tokens, :tokens]
     for name in names:
-        plan, allowed = (band, near) if name != "blocks" else (blocks, whole)
+        plan: BlockMask | GroupMask = band if name != "blocks" else blocks
+        allowed = near if name != "blocks" else whole
         mask = added = None
         more: dict[str, Any] = {}
         if name == "own mask":
