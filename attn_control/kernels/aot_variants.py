@@ -57,7 +57,7 @@ FEW = [
     Variant("sm_90", "forward", 128, extra="orders"),
     Variant("sm_90", "of_keys", 128, extra="groups"),
     Variant("sm_90", "forward", 128, extra="after"),
-    Variant("gfx942", "forward", 128, extra="added"),
+    Variant("sm_90", "of_queries", 128, extra="added"),
     Variant("gfx942", "row_sums", 128),
     Variant("sm_90", "probe", 128),
     Variant("gfx942", "probe", 64),
