@@ -54,7 +54,7 @@ class _Events:
             concurrency_limit=self.studio.settings.waiting + 2,
             **_QUICK,
         )
-        parts["cancel"].click(self.cancel, None, parts["status"], queue=False, **_QUICK)
+        parts["cancel"].click(self.cancel, None, None, queue=False, **_QUICK)
         filled = self.named([*self.fillable(), *ui.alerts, "job.notes"])
         parts["model"].input(self.choose, [parts["model"]], filled, **_QUICK)
         text = parts["job.text"]
@@ -162,9 +162,9 @@ class _Events:
             "report": show.report(result),
         }
 
-    def cancel(self, request: gr.Request) -> Any:
-        found = self.studio.cancel(owner_of(request))
-        return show.status("cancelling at the next step" if found else "nothing is running", None)
+    def cancel(self, request: gr.Request) -> None:
+        # Says nothing itself: its answer may come after the run's own last word.
+        self.studio.cancel(owner_of(request))
 
     def leave(self, request: gr.Request) -> None:
         self.studio.cancel(owner_of(request))

@@ -107,6 +107,7 @@ class Runner:
             mine = [run for run in self._of(owner) if run.open]
             for run in mine:
                 run.cancel()
+                run.say("cancelling at the next step", run.share)
                 if run.state == "waiting":
                     self._line.remove(run)
                     run._end("cancelled")
