@@ -1,6 +1,7 @@
 """The studio as a Hugging Face Space, or anywhere else that runs one Python file.
 
-A visitor may name the built-in models only; the environment variable STUDIO_ALLOW_HUB=1 opens hub ids.
+A visitor may name the built-in models only; the environment variable STUDIO_ALLOW_HUB=1 opens hub
+ids.
 """
 
 import os
