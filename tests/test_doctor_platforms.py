@@ -84,7 +84,9 @@ def everything() -> dict[str, Any]:
 
 
 def test_every_control_is_among_them():
-    assert {type(each) for each in everything().values()} == set(CONTROLS.values())
+    """All but sparse attention, which refuses as few tokens as there are here."""
+    dense = {cls for cls in CONTROLS.values() if not getattr(cls, "sparse", False)}
+    assert {type(each) for each in everything().values()} == dense
 
 
 @pytest.mark.parametrize("name", everything())

@@ -82,12 +82,12 @@ def test_a_kernel_without_its_matrix_instructions_fails(monkeypatch, capsys, tmp
     # A tile small enough that nothing else is wrong with it.
     monkeypatch.setattr(aot_compile, "tiles", lambda *_: Tiles(*[Tile(16, 16, 4, 1)] * 3))
     asked = ["--targets", "sm_80", "--kernels", "forward", "--dims", "16"]
-    assert aot.main(asked) == 0
-    capsys.readouterr()
+    aot.main(asked)  # so small a tile is behind dense, which is another fault
+    assert "matrix instruction" not in capsys.readouterr().out
     monkeypatch.setitem(aot_compile.KERNELS, "forward", module.forward)
     assert aot.main(asked) == 1
     line = capsys.readouterr().out.splitlines()[1]
-    assert line.endswith(" has no matrix instruction"), line
+    assert " has no matrix instruction" in line, line
 
 
 @compiling
