@@ -315,7 +315,6 @@ def test_two_browsers_take_turns(visit, served):
     assert "seed 2" in second.page.locator("#figures").inner_text()
 
 
-@pytest.mark.xfail(reason="issue G is open: this check fails in Chromium", strict=False)
 def test_a_phone(visit):
     at = visit(width=390, dark=True)
     at.section("SoftPAG")
