@@ -9,7 +9,7 @@ from typing import Any
 from attn_control.errors import AttnControlError
 from attn_control.kernels.corrections import CORRECTIONS
 from attn_control.masks.place import Place
-from attn_control.policy import DENSE, REFRESH, SPARSE
+from attn_control.policy import DENSE, REFRESH
 from attn_control.processors.sparse import SparseControl
 
 _SPATIAL = (
@@ -108,18 +108,7 @@ def expected(
     its tokens, None where they are not known; sites, spared: as in `Expected`.
     """
     policy, correction = control.policy, CORRECTIONS[control.correction]
-    start, stop = policy.span(levels[-1] + 1)
-    kept: int | None = None
-    outcomes = []
-    for step, level in enumerate(levels):
-        inside = not policy.counts or start <= level < stop
-        if step not in due or not inside:
-            outcomes.append(DENSE)
-        elif (control.keeps or policy.refresh is not None) and policy.due(level, kept):
-            outcomes.append(REFRESH)
-            kept = level
-        else:
-            outcomes.append(SPARSE)
+    outcomes = policy.outcomes(levels[-1] + 1, control.keeps, steps=levels, due=due)
     mask = None
     if place is not None:
         small = place.length < policy.min_tokens

@@ -7,6 +7,7 @@ twice at one timestep (Heun) has both calls treated alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -105,6 +106,11 @@ class StepPolicy:
 
         return min(count(self.first), levels), max(levels - count(self.last), 0)
 
+    def covers(self, level: int, levels: int) -> bool:
+        """Whether a level, of so many, may be other than dense."""
+        start, stop = self.span(levels)
+        return not self.counts or start <= level < stop
+
     def stays_dense(self, step: Step, who: str) -> bool:
         """Whether every site is dense at this step.
 
@@ -119,9 +125,8 @@ class StepPolicy:
                 " whole pipeline, or use policy=StepPolicy(first=0, refresh=None) and"
                 " correction='none'"
             )
-        start, stop = self.span(step.levels)
         self.refuse_empty(step.levels, who)
-        return not start <= step.level < stop
+        return not self.covers(step.level, step.levels)
 
     def refuse_empty(self, levels: int, who: str) -> None:
         """Raises AttnControlError for a run so short that all of it is dense."""
@@ -140,16 +145,24 @@ class StepPolicy:
             return True
         return level == kept or (self.refresh is not None and level - kept >= self.refresh)
 
-    def outcomes(self, levels: int, keeps: bool) -> list[str]:
-        """What each level of a run comes to, as far as the schedule decides it.
+    def outcomes(
+        self,
+        levels: int,
+        keeps: bool,
+        *,
+        steps: Sequence[int] | None = None,
+        due: Container[int] | None = None,
+    ) -> list[str]:
+        """What each step of a run comes to, as far as the schedule decides it.
 
         keeps: whether anything is kept from a refresh; without, and without a period, there is
-            none.
+            none. steps: the level of each step, None for one a level; due: the steps at which
+            anything acts, None for all.
         """
-        start, stop = self.span(levels)
-        found, kept = [], None
-        for level in range(levels):
-            if self.counts and not start <= level < stop:
+        found: list[str] = []
+        kept = None
+        for step, level in enumerate(range(levels) if steps is None else steps):
+            if (due is not None and step not in due) or not self.covers(level, levels):
                 found.append(DENSE)
             elif (keeps or self.refresh is not None) and self.due(level, kept):
                 found.append(REFRESH)

@@ -58,10 +58,7 @@ def attend(
         AttnControlError: an argument that does not fit, by name, with what was expected.
     """
     check(q, k, v, plan, mask)
-    if scale is None:
-        scale = q.shape[-1] ** -0.5
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise AttnControlError(f"attend: expected a finite number as scale, got {scale!r}")
+    scale = checked_scale(q, scale)
     if impl == "auto":
         impl = explain(q, k, plan, mask=mask).impl
         if impl == "dense":
@@ -81,15 +78,23 @@ def attend(
         from attn_control.kernels.flex import attend_flex
 
         assert not isinstance(plan, GroupMask)
-        return attend_flex(q, k, v, plan, mask, float(scale), need_lse)
+        return attend_flex(q, k, v, plan, mask, scale, need_lse)
     if impl == "reference":
         from attn_control.kernels.reference import attend_reference as execute
     elif impl == "triton":
         from attn_control.kernels.triton.run import attend_triton as execute
     else:
         from attn_control.kernels.tiles.run import attend_tiles as execute
-    out, lse = execute(q, k, v, plan, mask, float(scale))
+    out, lse = execute(q, k, v, plan, mask, scale)
     return out, lse if need_lse else None
+
+
+def checked_scale(q: Tensor, scale: float | None, *, who: str = "attend") -> float:
+    """The scale of the scores: given, and then a finite number, or ``head_dim ** -0.5``."""
+    given = q.shape[-1] ** -0.5 if scale is None else scale
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not math.isfinite(given):
+        raise AttnControlError(f"{who}: expected a finite number as scale, got {given!r}")
+    return float(given)
 
 
 def check(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attn_control.errors import AttnControlError
-from attn_control.kernels.attention import check
+from attn_control.kernels.attention import check, checked_scale
 from attn_control.masks.block import BlockMask
 from attn_control.masks.columns import columns
 from attn_control.masks.group import GroupMask
@@ -54,10 +53,7 @@ def probe(
             f"probe: expected lse as float32 {tuple(q.shape[:3])} on {q.device}, got"
             f" {str(lse.dtype).removeprefix('torch.')} {tuple(lse.shape)} on {lse.device}"
         )
-    if scale is None:
-        scale = q.shape[-1] ** -0.5
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise AttnControlError(f"probe: expected a finite number as scale, got {scale!r}")
+    scale = checked_scale(q, scale, who="probe")
     if impl not in IMPLS:
         names = ", ".join(map(repr, IMPLS))
         raise AttnControlError(f"probe: expected {names} as impl, got {impl!r}")
@@ -68,8 +64,8 @@ def probe(
     if impl == "triton":
         from attn_control.kernels.triton.run import probe_triton
 
-        return probe_triton(q, k, lse, chosen, values, plan, mask, float(scale))
-    return _probe(q, k, lse, chosen, plan, mask, float(scale))
+        return probe_triton(q, k, lse, chosen, values, plan, mask, scale)
+    return _probe(q, k, lse, chosen, plan, mask, scale)
 
 
 def _chosen(keys: Tensor | Sequence[int], k: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:

@@ -197,8 +197,7 @@ class SparseSoftmax:
 
     def _due(self, step: Step) -> bool:
         assert step.level is not None and step.levels is not None
-        start, stop = self.policy.span(step.levels)
-        return not self.policy.counts or start <= step.level < stop
+        return self.policy.covers(step.level, step.levels)
 
     def _key(self, branch: str) -> Hashable:
         return self.control, self.site.name, self.part, branch

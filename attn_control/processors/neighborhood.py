@@ -16,7 +16,7 @@ from attn_control.masks.neighborhood import neighborhood_mask
 from attn_control.masks.place import Place
 from attn_control.masks.solve import densest
 from attn_control.processors.control import one_of
-from attn_control.processors.sparse import QUARTER, SparseControl, along, share, sizes, unmasked
+from attn_control.processors.sparse import QUARTER, SparseControl, along, sizes, target, unmasked
 
 ORDERS = "tiles", "raster"
 
@@ -52,13 +52,7 @@ class NeighborhoodAttention(SparseControl):
             given = sizes(self.owner, name, getattr(self, name), low, optional=name == "kernel")
             object.__setattr__(self, name, given)
         one_of(self.owner, "order", self.order, ORDERS)
-        if self.target_density is not None:
-            share(self.owner, "target_density", self.target_density)
-            if self.kernel is not None:
-                raise AttnControlError(
-                    f"{self.owner}: give kernel={self.kernel!r} or target_density="
-                    f"{self.target_density!r}, not both"
-                )
+        target(self.owner, self.target_density, "kernel", self.kernel)
 
     def pattern(self, place: Place, device: torch.device) -> Pattern:
         block = place.block(self.block)

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 import torch
 
 from attn_control.call import Site
-from attn_control.errors import AttnControlError
 from attn_control.kernels.pieces import Piece
 from attn_control.kernels.sparse import Fixed, Pattern
 from attn_control.masks.place import Place
 from attn_control.masks.radial import radial_block_mask
 from attn_control.masks.radial_rules import MODELS, REVISIONS
 from attn_control.processors.control import number, one_of
-from attn_control.processors.sparse import SparseControl, share, unmasked
+from attn_control.processors.sparse import SparseControl, target, unmasked, video
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,10 @@ class RadialAttention(SparseControl):
         one_of(self.owner, "model", self.model, MODELS)
         one_of(self.owner, "revision", self.revision, REVISIONS)
         one_of(self.owner, "sink", self.sink, (None, True, False))
-        if self.target_density is not None:
-            share(self.owner, "target_density", self.target_density)
-            if self.decay_factor != 1.0:
-                raise AttnControlError(
-                    f"{self.owner}: give decay_factor={self.decay_factor!r} or target_density="
-                    f"{self.target_density!r}, not both"
-                )
+        target(self.owner, self.target_density, "decay_factor", self.decay_factor, 1.0)
 
     def check_place(self, site: Site, place: Place) -> None:
-        if place.shape[0] < 2:
-            raise AttnControlError(
-                f"{self}: {site.label} sees a picture; expected a video of two latent frames or"
-                " more"
-            )
+        video(self, site, place)
 
     def pattern(self, place: Place, device: torch.device) -> Pattern:
         frames, height, width = place.shape

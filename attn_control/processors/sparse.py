@@ -149,8 +149,8 @@ class SparseControl(Control):
 
     def refuse_run(self, due: Sequence[int], levels: Sequence[int]) -> None:
         self.policy.refuse_empty(levels[-1] + 1, str(self))
-        start, stop = self.policy.span(levels[-1] + 1)
-        if self.policy.counts and not any(start <= levels[n] < stop for n in due):
+        total = levels[-1] + 1
+        if self.policy.counts and not any(self.policy.covers(levels[n], total) for n in due):
             raise AttnControlError(
                 f"{self}: its policy keeps every step of window {self.window!r} dense"
             )
@@ -209,6 +209,27 @@ def share(owner: str, name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise AttnControlError(
             f"{owner}: {name} must be a share above 0 and up to 1, got {name}={value!r}"
+        )
+
+
+def target(
+    owner: str, density: float | None, name: str, value: object, default: object = None
+) -> None:
+    """Refuse a ``target_density`` that is no share, or that stands beside what it is instead of."""
+    if density is None:
+        return
+    share(owner, "target_density", density)
+    if value != default:
+        raise AttnControlError(
+            f"{owner}: give {name}={value!r} or target_density={density!r}, not both"
+        )
+
+
+def video(control: object, site: Site, place: Place) -> None:
+    """Refuse a picture."""
+    if place.shape[0] < 2:
+        raise AttnControlError(
+            f"{control}: {site.label} sees a picture; expected a video of two latent frames or more"
         )
 
 

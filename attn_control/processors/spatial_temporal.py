@@ -20,7 +20,7 @@ from attn_control.masks.place import Place
 from attn_control.masks.sink import sink_mask
 from attn_control.masks.solve import densest
 from attn_control.processors.control import one_of, whole
-from attn_control.processors.sparse import SparseControl, share, unmasked
+from attn_control.processors.sparse import SparseControl, share, unmasked, video
 
 WHEN = "refresh", "step"
 
@@ -36,7 +36,7 @@ class SpatialTemporalAttention(SparseControl):
             public code calls sparsity.
         samples: queries of each head that decide, evenly spaced over the video.
         sink: whether spatial heads read the first frame too, as published for Wan.
-        select: "refresh": decide at refreshes, and keep to it, "step": at each sparse step, as
+        select_at: "refresh": decide at refreshes, and keep to it, "step": at each sparse step, as
             published; then nothing can be corrected by an earlier mask.
 
     Raises:
@@ -64,11 +64,7 @@ class SpatialTemporalAttention(SparseControl):
         return self.select_at == "refresh"
 
     def check_place(self, site: Site, place: Place) -> None:
-        if place.shape[0] < 2:
-            raise AttnControlError(
-                f"{self}: {site.label} sees a picture; expected a video of two latent frames or"
-                " more"
-            )
+        video(self, site, place)
 
     def expect(self, place: Place) -> tuple[float, float] | None:
         return self.target_density, self.target_density

@@ -20,8 +20,8 @@ from attn_control.processors.sparse import (
     QUARTER,
     SparseControl,
     along,
-    share,
     sizes,
+    target,
     unmasked,
     values,
 )
@@ -52,13 +52,7 @@ class TileAttention(SparseControl):
         for name in ("tiles", "tile"):
             given = sizes(self.owner, name, getattr(self, name), 1, optional=True)
             object.__setattr__(self, name, given)
-        if self.target_density is not None:
-            share(self.owner, "target_density", self.target_density)
-            if self.tiles is not None:
-                raise AttnControlError(
-                    f"{self.owner}: give tiles={self.tiles!r} or target_density="
-                    f"{self.target_density!r}, not both"
-                )
+        target(self.owner, self.target_density, "tiles", self.tiles)
         if self.tile is not None and self.block is not None:
             raise AttnControlError(
                 f"{self.owner}: a tile is a block: give tile={self.tile!r} or block={self.block},"
