@@ -36,7 +36,7 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Column(scale=5, min_width=320):
                 _prompt(ui, studio.settings, first)
                 _advanced(ui, studio.settings)
-                with gr.Tabs():
+                with ui.add("tabs", gr.Tabs()):
                     for tab in TABS:
                         with gr.Tab(tab.NAME, id=tab.NAME):
                             tab.layout(ui)
@@ -73,6 +73,7 @@ def _prompt(ui: Ui, settings: Settings, first: str) -> None:
         ),
     )
     ui.alert("prompt")
+    _reference(ui)
     with gr.Row():
         ui.add("go", gr.Button("Run", variant="primary", elem_id="run"))
         ui.add("cancel", gr.Button("Cancel", interactive=False, elem_id="cancel"))
@@ -83,6 +84,25 @@ def _prompt(ui: Ui, settings: Settings, first: str) -> None:
             if example.model in zoo.NAMES:
                 button = gr.Button(example.label, size="sm", min_width=140)
                 ui.add(f"example.{number}", button)
+
+
+def _reference(ui: Ui) -> None:
+    """A picture beside the prompt, in sight for models that take one."""
+    ui.ask("picture", gr.State(""))
+    with ui.add("picture.box", gr.Group(visible=bool(ui.facts.picture), elem_id="reference")):
+        ui.add("picture.shown", gr.HTML("", apply_default_css=False, padding=False))
+        with gr.Row():
+            upload = gr.UploadButton(
+                "Upload a reference picture",
+                file_types=[".png", ".jpg", ".jpeg", ".webp"],
+                type="binary",
+                size="sm",
+                elem_id="reference-upload",
+            )
+            ui.add("picture.upload", upload)
+            remove = gr.Button("Remove it", size="sm", visible=False, elem_id="reference-remove")
+            ui.add("picture.remove", remove)
+    ui.alert("picture")
 
 
 def _advanced(ui: Ui, settings: Settings) -> None:
@@ -97,7 +117,10 @@ def _advanced(ui: Ui, settings: Settings) -> None:
             ui.ask("steps", gr.Slider(1, most, value=steps, step=1, label="steps", elem_id="steps"))
             cfg = gr.Slider(0, 30, value=form["cfg"], step=0.1, label="CFG scale", elem_id="cfg")
             ui.ask("cfg", cfg)
-        ui.ask("negative", gr.Textbox(label="negative prompt", max_length=settings.text))
+        negative = gr.Textbox(
+            label="negative prompt", max_length=settings.text, visible=facts.negative
+        )
+        ui.ask("negative", negative)
         with gr.Row():
             ui.ask("width", gr.Number(form["width"], label="width", precision=0))
             ui.ask("height", gr.Number(form["height"], label="height", precision=0))

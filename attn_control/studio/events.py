@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from attn_control.studio import show
+from attn_control.studio import show, show_run
 from attn_control.studio.examples import EXAMPLES
 from attn_control.studio.facts import Facts
 from attn_control.studio.form import Form, form_of
@@ -18,6 +18,8 @@ from attn_control.studio.page import WITH, WITHOUT, start_form
 from attn_control.studio.runner import Run
 from attn_control.studio.settings import Refused
 from attn_control.studio.studio import Studio
+from attn_control.studio.tabs import TAB_OF
+from attn_control.studio.turns import ASK, Turns
 
 POLL = 0.1  # seconds between two looks at a run
 SHOWN = 40  # pictures that the gallery keeps
@@ -36,14 +38,14 @@ def connect(page: gr.Blocks, ui: Ui, studio: Studio) -> None:
 
 class _Events:
     def __init__(self, ui: Ui, studio: Studio) -> None:
-        self.ui, self.studio = ui, studio
+        self.ui, self.studio, self.turns = ui, studio, Turns()
 
     # ---- from names to components
 
     def bind(self, page: gr.Blocks) -> None:
         ui, parts = self.ui, self.ui.parts
         results = ["status", "compare", "figures", "report", "gallery", "history", "go", "cancel"]
-        shown = self.named([*results, "seed", *ui.alerts])
+        shown = self.named([*results, "seed", *ui.places])
         form = [*ui.fields, parts["dice"], parts["history"]]
         # The studio's own line keeps the device to one run; here only as many as may wait.
         gr.on(
@@ -55,21 +57,33 @@ class _Events:
             **_QUICK,
         )
         parts["cancel"].click(self.cancel, None, None, queue=False, **_QUICK)
-        filled = self.named([*self.fillable(), *ui.alerts, "job.notes"])
-        parts["model"].input(self.choose, [parts["model"]], filled, **_QUICK)
+        filled = self.named([*self.fillable(), *ui.places, "job.notes"])
+        model = [parts["model"], parts["prompt"]]
+        fills = [parts["model"].input(self.choose, model, filled, **_QUICK)]
         text = parts["job.text"]
-        parts["job.apply"].click(self.apply, [text], filled, **_QUICK)
-        parts["job.upload"].upload(self.upload, [parts["job.upload"]], filled, **_QUICK)
+        fills.append(parts["job.apply"].click(self.apply, [text], filled, **_QUICK))
+        upload = parts["job.upload"]
+        fills.append(upload.upload(self.upload, [upload], filled, **_QUICK))
         for number, _ in enumerate(EXAMPLES):
             if f"example.{number}" in parts:
                 button = parts[f"example.{number}"]
-                button.click(self.example(number), None, filled, **_QUICK)
-        written = [text, parts["foreseen"]]
+                fills.append(button.click(self.example(number), None, filled, **_QUICK))
+        pictured = self.named([*self.pictured(""), *ui.places])
+        upload, remove = parts["picture.upload"], parts["picture.remove"]
+        fills.append(upload.upload(self.picture, [upload], pictured, **_QUICK))
+        fills.append(
+            remove.click(lambda: self.parts_of(self.pictured("")), None, pictured, **_QUICK)
+        )
+        # Many answers may be under way, and come in any order: the browser counts its questions.
+        turn = ui.add("turn", gr.Number(0, visible=False))
+        asked, written = [*ui.fields, turn], [text, parts["foreseen"]]
+        now: dict[str, Any] = {"queue": False, "js": ASK, **_QUICK}
         changes = [part.change for part in ui.fields]
-        gr.on(
-            [*changes, page.load], self.write, ui.fields, written,
-            queue=False, trigger_mode="always_last", **_QUICK,
-        )  # fmt: skip
+        gr.on([*changes, page.load], self.write, asked, written, trigger_mode="always_last", **now)
+        for fill in fills:  # fields that are out of sight report no change
+            fill.then(self.write, asked, written, **now)
+        # Words that somebody writes there are not written over by an answer that is under way.
+        text.input(self.typed, [turn], None, trigger_mode="multiple", **now)
         page.unload(self.leave)
 
     def named(self, names: list[str]) -> list[Any]:
@@ -81,17 +95,24 @@ class _Events:
 
     def fillable(self) -> list[str]:
         grids = [name for name in self.ui.parts if name.endswith(".grid")]
-        return [*self.ui.inputs, *grids]
+        shown = [name for name in self.ui.parts if name.startswith(("picture.", "job.picture"))]
+        return [*self.ui.inputs, *grids, *shown]
 
     def form(self, values: tuple[Any, ...]) -> Form:
         return dict(zip(self.ui.inputs, values, strict=True))
 
     def refusals(self, error: Refused | None) -> dict[str, Any]:
-        """All places, of which one has a sentence."""
+        """All places, of which one has a sentence, and is brought into sight."""
         said: dict[str, Any] = dict.fromkeys(self.ui.alerts, "")
-        if error is not None:
-            place = f"alert.{error.place}"
-            said[place if place in said else "alert.run"] = show.alert(str(error))
+        if error is None:
+            return said
+        place = f"alert.{error.place}"
+        said[place if place in said else "alert.run"] = show.alert(str(error))
+        tab = TAB_OF.get(error.place)
+        if tab is not None:
+            said["alert.run"] = show.alert(f"See {error.place} in the tab {tab}.")
+            said["tabs"] = gr.update(selected=tab)
+            said[f"{error.place}.fold"] = gr.update(open=True)
         return said
 
     def filled(self, form: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
@@ -99,6 +120,9 @@ class _Events:
         changes: dict[str, Any] = {name: form[name] for name in self.ui.inputs if name in form}
         changes["frames"] = gr.update(value=form.get("frames") or 1, visible=facts.video)
         changes["cfg"] = gr.update(value=form.get("cfg") or 1.0, visible=facts.cfg is not None)
+        changes["negative"] = gr.update(value=form.get("negative") or "", visible=facts.negative)
+        changes |= self.pictured(form.get("picture") or "")
+        changes["picture.box"] = gr.update(visible=bool(facts.picture))
         for method in self.studio.methods:
             for field in method.fields:
                 if field.kind in GRIDS:
@@ -108,6 +132,16 @@ class _Events:
                     whole = field.kind == "layers"
                     changes[f"{name}.grid"] = grid_html(facts, text, label, whole)
         return changes
+
+    def pictured(self, name: str) -> dict[str, Any]:
+        """The reference picture of that name on the page; "" for none."""
+        raw = self.studio.pictures.read(name) if name else b""
+        return {
+            "picture": name,
+            "picture.shown": show.picture(raw),
+            "picture.remove": gr.update(visible=bool(name)),
+            "job.picture": show.picture_link(name, raw),
+        }
 
     # ---- a run
 
@@ -157,9 +191,9 @@ class _Events:
         if result is None or not result.sides:
             return {}
         return {
-            "compare": show.compare(result),
-            "figures": show.figures(result),
-            "report": show.report(result),
+            "compare": show_run.compare(result),
+            "figures": show_run.figures(result),
+            "report": show_run.report(result),
         }
 
     def cancel(self, request: gr.Request) -> None:
@@ -168,23 +202,30 @@ class _Events:
 
     def leave(self, request: gr.Request) -> None:
         self.studio.cancel(owner_of(request))
+        self.turns.leave(owner_of(request))
 
     # ---- what fills the page
 
     def fill(self, make: Callable[[], tuple[Form, Facts, list[str]]]) -> Any:
         try:
             form, facts, lines = make()
+            changes = {**self.filled(form, facts), **self.refusals(None)}
         except Refused as error:
             return self.parts_of({**self.refusals(error), "job.notes": ""})
-        changes = {**self.filled(form, facts), **self.refusals(None)}
         return self.parts_of({**changes, "job.notes": show.notes(lines)})
 
-    def choose(self, model: Any) -> Any:
-        """Another model: its sampler and its grids; the prompt stays, heads of the old one go."""
+    def choose(self, model: Any, prompt: Any) -> Any:
+        """Another model: its sampler and its grids; heads of the old one go, and so does a prompt
+        that was an example's. Words of the visitor's own stay.
+        """
 
         def make() -> tuple[Form, Facts, list[str]]:
             facts = self.studio.facts(model)
-            return start_form(facts, self.studio.methods), facts, []
+            own = next((each for each in EXAMPLES if each.model == facts.model), None)
+            form = start_form(facts, self.studio.methods)
+            if own is not None and prompt in [each.prompt for each in EXAMPLES]:
+                form["prompt"] = own.prompt
+            return form, facts, []
 
         return self.fill(make)
 
@@ -195,6 +236,13 @@ class _Events:
         data = raw if isinstance(raw, bytes) else b""
         return self.fill(lambda: self.studio.open_upload(data))
 
+    def picture(self, raw: Any) -> Any:
+        try:
+            name = self.studio.pictures.take(raw if isinstance(raw, bytes) else b"")
+        except Refused as error:
+            return self.parts_of(self.refusals(error))
+        return self.parts_of({**self.pictured(name), **self.refusals(None)})
+
     def example(self, number: int) -> Callable[..., Any]:
         example = EXAMPLES[number]
 
@@ -203,13 +251,25 @@ class _Events:
             shown, _ = form_of(example.controls, self.studio.methods)
             form = start_form(facts, self.studio.methods) | shown
             form |= {"model": example.model, "prompt": example.prompt}
+            if example.reference is not None:
+                form["picture"] = self.studio.pictures.draw(*example.reference)
             return form | ({} if example.cfg is None else {"cfg": example.cfg}), facts, []
 
         return lambda: self.fill(make)
 
-    def write(self, *values: Any) -> tuple[str, str]:
+    def typed(self, request: gr.Request, turn: Any) -> None:
+        self.turns.ask(owner_of(request), turn)
+
+    def write(self, request: gr.Request, *values: Any) -> tuple[Any, Any]:
         """The job of the page as it is now, and what its sparse controls would do."""
-        form = self.form(values)
+        *fields, turn = values
+        owner = owner_of(request)
+        if not self.turns.ask(owner, turn):
+            return gr.skip(), gr.skip()
+        found = self.written(self.form(tuple(fields)))
+        return found if self.turns.holds(owner, turn) else (gr.skip(), gr.skip())
+
+    def written(self, form: Form) -> tuple[str, str]:
         try:
             job = self.studio.job(form)
         except Refused as error:

@@ -19,6 +19,7 @@ class Example:
     prompt: str
     controls: tuple[ControlOptions, ...]
     cfg: float | None = None
+    reference: tuple[str, int] | None = None  # texture and seed of a drawn picture
 
 
 EXAMPLES = (
@@ -40,6 +41,13 @@ EXAMPLES = (
         (("SoftPAG", {"heads": "L3H2", "scale": 1.0}), ("NAG", {"scale": 3.0})),
     ),
     Example("silence a head", "shapes-sd3", TWO, (("HeadGate", {"heads": "L0H0"}),)),
+    Example(
+        "the texture of a picture",
+        "shapes-flux",
+        "a purple circle with the texture of the reference on a black background",
+        (("SoftPAG", {"heads": "L0", "scale": 1.0}),),
+        reference=("checked", 1),
+    ),
     Example(
         "a video from half of the pairs",
         "shapes-wan",

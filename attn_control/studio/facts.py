@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from attn_control.call import Site
+from attn_control.errors import AttnControlError
 from attn_control.render.models import ModelChoice
 from attn_control.render.signature import (
     call_parameters,
@@ -31,6 +32,7 @@ class Facts:
         multiple, period: of height and width; what frames are one more than a multiple of.
         sites: all attention modules, without the modules, so that no model is kept for them.
         negative: whether the pipeline takes a negative prompt.
+        picture: whether it takes a reference picture: "" no, "may", "must".
     """
 
     model: str
@@ -42,6 +44,7 @@ class Facts:
     period: int = 1
     video: bool = False
     negative: bool = True
+    picture: str = ""
     sites: tuple[Site, ...] = ()
 
     def tokens(self, height: int, width: int, frames: int | None) -> tuple[int, int, int]:
@@ -91,5 +94,21 @@ def facts_of(choice: ModelChoice, pipe: Any) -> Facts:
         period=frame_period(pipe),
         video=video,
         negative="negative_prompt" in parameters,
+        picture=_picture(choice, pipe),
         sites=tuple(replace(site, module=None) for site in sites),
     )
+
+
+def _picture(choice: ModelChoice, pipe: Any) -> str:
+    from attn_control.zoo.references import with_references
+
+    taken = call_parameters(pipe).get("image")
+    if taken is not None:
+        return "must" if taken.default is taken.empty else "may"
+    if choice.kind == "zoo":
+        try:
+            with_references(pipe)  # as `render` does where a prompt has a picture
+            return "may"
+        except AttnControlError:
+            pass
+    return ""

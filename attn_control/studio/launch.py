@@ -88,7 +88,7 @@ def launch(
             enable_monitoring=False,
             footer_links=["settings"],
             run_history=False,
-            max_file_size=settings.upload,
+            max_file_size=max(settings.upload, settings.picture),
             theme=theme,
             css_paths=STATIC / "style.css",
         )

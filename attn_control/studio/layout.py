@@ -56,6 +56,11 @@ class Ui:
     def alerts(self) -> list[str]:
         return [name for name in self.parts if name.startswith("alert.")]
 
+    @property
+    def places(self) -> list[str]:
+        """What a refusal may change: its sentence, and the tab and the fold that it stands in."""
+        return [*self.alerts, "tabs", *(name for name in self.parts if name.endswith(".fold"))]
+
 
 def section(ui: Ui, method: Method) -> None:
     """A method: what it does, its switch, its grid, its fields, and its refusals."""

@@ -8,47 +8,12 @@ from attn_control import zoo
 from attn_control.catalog import find_preset
 from attn_control.errors import AttnControlError
 from attn_control.processors import build_control
-from attn_control.render.job import Job, Sampler, Variant
+from attn_control.render.job import Job, PromptEntry, Sampler, Variant
 from attn_control.render.jobfile import job_from_text
 from attn_control.studio.facts import Facts
 from attn_control.studio.form import ControlOptions, Form, Method, form_of
+from attn_control.studio.pictures import Pictures
 from attn_control.studio.settings import Refused, Settings
-
-# What an uploaded file begins with when it is something else under a new name.
-_OTHERS = {
-    b"PK": "a zip archive (or a .pt file, which is one)",
-    b"\x80": "a pickle, which is never loaded",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8": "a JPEG picture",
-    b"\x1f\x8b": "a gzip archive",
-    b"\x7fELF": "a program",
-    b"MZ": "a program",
-    b"%PDF": "a PDF",
-    b"GGUF": "a GGUF model",
-    b"RIFF": "a WebP picture or a video",
-}
-
-
-def text_of_upload(raw: bytes, settings: Settings) -> str:
-    """The text of an uploaded job, by its content and not by its name.
-
-    Raises:
-        Refused: at "job": too large, or no text.
-    """
-    if len(raw) > settings.upload:
-        raise Refused(
-            "job", f"the file has {len(raw)} bytes, a job for this page at most {settings.upload}"
-        )
-    for start, what in _OTHERS.items():
-        if raw.startswith(start):
-            raise Refused("job", f"the file is {what}, expected a job as YAML text")
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Refused("job", f"byte {error.start} is not UTF-8, expected YAML text") from None
-    if "\0" in text:
-        raise Refused("job", "the file holds null bytes, expected YAML text")
-    return text
 
 
 def open_job(
@@ -56,6 +21,7 @@ def open_job(
     facts_of: Callable[[str], Facts],
     methods: Iterable[Method],
     settings: Settings,
+    pictures: Pictures,
 ) -> tuple[Form, Facts, list[str]]:
     """The form of a job, the facts of its model, and what was left out of it, a sentence each.
 
@@ -74,10 +40,11 @@ def open_job(
         raise Refused("job", str(error)) from None
     notes: list[str] = []
     _check_model(job, settings)
-    prompt, seed = _prompt_and_seed(job, notes)
+    first, seed = _first(job, notes, pictures)
     sampler, controls = _variant(job, notes)
     facts = facts_of(job.model.name)
-    form: Form = {"model": facts.model, "prompt": prompt, "seed": seed, **facts.start}
+    form: Form = {"model": facts.model, "prompt": first.prompt, "seed": seed, **facts.start}
+    form["picture"] = _picture(first, facts, notes, pictures)
     form |= _sampler_form(sampler, facts)
     shown, left = form_of(controls, methods)
     if left:
@@ -104,8 +71,8 @@ def _check_model(job: Job, settings: Settings) -> None:
             )
 
 
-def _prompt_and_seed(job: Job, notes: list[str]) -> tuple[str, int]:
-    """The first of each, and a note where there are more."""
+def _first(job: Job, notes: list[str], pictures: Pictures) -> tuple[PromptEntry, int]:
+    """The first prompt and seed, and a note where there are more."""
     wanted, own = job.prompts, None
     if wanted.file is not None:
         raise Refused("job", "prompts: a page reads no files; write the prompt into the job")
@@ -114,17 +81,35 @@ def _prompt_and_seed(job: Job, notes: list[str]) -> tuple[str, int]:
             rows = zoo.load_prompts(wanted.zoo)
         except AttnControlError as error:
             raise Refused("job", str(error)) from None
-        texts, own = [row["prompt"] for row in rows], rows[0]["seed"]
+        entries, own = [PromptEntry(prompt=row["prompt"]) for row in rows], rows[0]["seed"]
+        drawn = rows[0].get("reference")
+        if drawn:
+            name = pictures.draw(drawn["texture"], drawn["seed"])
+            entries[0] = PromptEntry(prompt=rows[0]["prompt"], image=name)
     else:
-        if any(entry.image is not None for entry in wanted.texts or ()):
-            raise Refused("job", "prompts: a page reads no files, and so no reference pictures")
-        texts = [entry.prompt for entry in wanted.texts or ()]
+        entries = list(wanted.texts or ())
     seeds = [own] if job.seeds == "own" else list(job.seeds)
-    if len(texts) > 1:
-        notes.append(f"The first of {len(texts)} prompts is shown.")
+    if len(entries) > 1:
+        notes.append(f"The first of {len(entries)} prompts is shown.")
     if len(seeds) > 1:
         notes.append(f"The first of {len(seeds)} seeds is shown.")
-    return texts[0], int(seeds[0] or 0)
+    return entries[0], int(seeds[0] or 0)
+
+
+def _picture(first: PromptEntry, facts: Facts, notes: list[str], pictures: Pictures) -> str:
+    """The name of the prompt's picture where this studio has it; "" for none."""
+    if first.image is None:
+        return ""
+    if not facts.picture:
+        raise Refused(
+            "job", "prompts: a page reads no files, and this model takes no reference pictures"
+        )
+    if pictures.known(first.image):
+        return first.image
+    notes.append(
+        f"A page reads no files: upload the picture {first.image!r:.90} beside the prompt."
+    )
+    return ""
 
 
 def _variant(job: Job, notes: list[str]) -> tuple[Sampler, list[ControlOptions]]:

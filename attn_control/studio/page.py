@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,15 @@ from attn_control.studio.form import ControlOptions, Form, Method, controls_of, 
 from attn_control.studio.settings import Refused, Settings
 
 WITHOUT, WITH = "without", "with"
+_PICTURE = re.compile(r"reference-[0-9a-f]{16}\.png")
 
 
 @dataclass(frozen=True)
 class Page:
-    """One prompt and one seed, made without and with the controls."""
+    """One prompt and one seed, made without and with the controls.
+
+    picture: the name of a reference picture of the studio's; "" for none.
+    """
 
     model: str
     prompt: str
@@ -30,13 +35,14 @@ class Page:
     width: int
     frames: int | None = None
     negative: str = ""
+    picture: str = ""
     controls: tuple[ControlOptions, ...] = ()
 
 
 def start_form(facts: Facts, methods: tuple[Method, ...]) -> Form:
     """What the page opens with, and what a model starts with."""
     form, _ = form_of((), methods)
-    return {"seed": 0, "negative": "", **facts.start, **form}
+    return {"seed": 0, "negative": "", "picture": "", **facts.start, **form}
 
 
 def page_of(
@@ -45,8 +51,8 @@ def page_of(
     """Read and check every field of the page.
 
     Args:
-        form: "prompt", "negative", "seed", "steps", "cfg", "height", "width", "frames" and the
-            fields of every method.
+        form: "prompt", "picture", "negative", "seed", "steps", "cfg", "height", "width", "frames"
+            and the fields of every method.
         facts: of the model that is chosen.
 
     Raises:
@@ -85,6 +91,7 @@ def page_of(
         width=width,
         frames=frames,
         negative=_text(form, "negative", settings.text, "sampler") if facts.negative else "",
+        picture=_picture(form, facts),
         controls=controls_of(form, methods, settings.text),
     )
 
@@ -101,13 +108,14 @@ def job_of(page: Page, facts: Facts, device: Mapping[str, str]) -> str:
         sampler["negative_prompt"] = page.negative
     if facts.cfg not in (None, "guidance_scale"):
         sampler["extra"] = {facts.cfg: page.cfg}
+    prompt = {"prompt": page.prompt, "image": page.picture} if page.picture else page.prompt
     variants: dict[str, Any] = {WITHOUT: {}}
     if page.controls:
         variants[WITH] = {"controls": [{name: options} for name, options in page.controls]}
     return dump_yaml(
         {
             "model": {"name": page.model, **device} if device else page.model,
-            "prompts": [page.prompt],
+            "prompts": [prompt],
             "seeds": [page.seed],
             "sampler": sampler,
             "variants": variants,
@@ -134,6 +142,8 @@ def _place(path: KeyPath, page: Page) -> str:
         if index is not None and index < len(page.controls):
             return page.controls[index][0]
         return page.controls[0][0] if page.controls else "run"
+    if "image" in path:
+        return "picture"
     places = {"model": "model", "prompts": "prompt", "seeds": "sampler", "sampler": "sampler"}
     return places.get(str(head), "run")
 
@@ -150,6 +160,17 @@ def _text(form: Mapping[str, Any], key: str, longest: int, place: str) -> str:
     if not value.isprintable():
         raise Refused(place, f"{key} holds characters that are no text")
     return value
+
+
+def _picture(form: Mapping[str, Any], facts: Facts) -> str:
+    name = form.get("picture") or ""
+    if name and not (isinstance(name, str) and _PICTURE.fullmatch(name)):
+        raise Refused("picture", "this is no picture of this studio: upload one")
+    if name and not facts.picture:
+        raise Refused("picture", "this model takes no reference picture: remove it")
+    if not name and facts.picture == "must":
+        raise Refused("picture", "this model needs a reference picture: upload one")
+    return name
 
 
 def _whole(form: Mapping[str, Any], key: str, low: int, high: int) -> int:

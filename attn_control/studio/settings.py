@@ -34,7 +34,8 @@ class Settings:
         seconds: a run that takes longer ends.
         waiting: runs that may wait for the device.
         text: characters of a prompt and of each text field.
-        upload: bytes of an uploaded job.
+        upload, picture: bytes of an uploaded job, and of an uploaded reference picture.
+        pictures: bytes of all reference pictures that are kept, those used last.
         kept: runs whose files are kept, the latest.
     """
 
@@ -48,6 +49,8 @@ class Settings:
     waiting: int = 20
     text: int = 2_000
     upload: int = 64_000
+    picture: int = 8_000_000
+    pictures: int = 200_000_000
     kept: int = 100
 
     @classmethod

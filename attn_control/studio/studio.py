@@ -15,10 +15,12 @@ from attn_control.studio.facts import Facts
 from attn_control.studio.foreseen import Foreseen, foresee
 from attn_control.studio.form import Form, Method
 from attn_control.studio.models import Shelf
-from attn_control.studio.opened import open_job, text_of_upload
+from attn_control.studio.opened import open_job
 from attn_control.studio.page import Page, job_of, page_of
+from attn_control.studio.pictures import Pictures
 from attn_control.studio.runner import Run, Runner
 from attn_control.studio.settings import Refused, Settings
+from attn_control.studio.uploads import text_of_upload
 from attn_control.studio.work import Result, make
 
 
@@ -32,6 +34,7 @@ class Studio:
         self.settings, self.methods = settings, methods
         self.shelf = Shelf(settings)
         self.runner = Runner(settings)
+        self.pictures = Pictures(settings)
         self.folder = Path(tempfile.mkdtemp(prefix="attn-control-studio-"))
         self._runs: deque[Path] = deque()
         self._loading: dict[str, Run] = {}
@@ -62,10 +65,11 @@ class Studio:
         """
         facts = self.facts(form.get("model"))
         page = page_of(form, facts, self.methods, self.settings)
-        return self.runner.submit(owner, lambda run: self._make(page, facts, run))
+        picture = self.pictures.read(page.picture) if page.picture else None
+        return self.runner.submit(owner, lambda run: self._make(page, facts, run, picture))
 
-    def _make(self, page: Page, facts: Facts, run: Run) -> Result:
-        return make(page, facts, self.shelf, self._new_folder(), run)
+    def _make(self, page: Page, facts: Facts, run: Run, picture: bytes | None) -> Result:
+        return make(page, facts, self.shelf, self._new_folder(), run, picture)
 
     def _new_folder(self) -> Path:
         """A folder for one run; the oldest goes where there are too many."""
@@ -88,7 +92,7 @@ class Studio:
 
     def open(self, text: str) -> tuple[Form, Facts, list[str]]:
         """A job as a form, in its turn where its model has to be loaded. Raises Refused."""
-        return open_job(text, self.facts, self.methods, self.settings)
+        return open_job(text, self.facts, self.methods, self.settings, self.pictures)
 
     def open_upload(self, raw: bytes) -> tuple[Form, Facts, list[str]]:
         """The same for an uploaded file."""

@@ -54,8 +54,12 @@ class Result:
     notes: list[str] = field(default_factory=list)
 
 
-def make(page: Page, facts: Facts, shelf: Shelf, folder: Path, run: Run) -> Result:
+def make(
+    page: Page, facts: Facts, shelf: Shelf, folder: Path, run: Run, picture: bytes | None = None
+) -> Result:
     """Render both sides into a folder; ``run`` is told of each step, and may stop there.
+
+    picture: the page's reference picture as PNG; it lies beside the job, as a user would have it.
 
     Raises:
         Refused: with the place on the page that caused it.
@@ -66,10 +70,12 @@ def make(page: Page, facts: Facts, shelf: Shelf, folder: Path, run: Run) -> Resu
     run.result = result
     run.say("preparing", 0.0)
     try:
-        job, source = job_from_text(text, "page")
-        prepared = prepare(job, source, folder, load=shelf.load, identify=shelf.identify)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.yaml").write_text(text, encoding="utf-8")
+        if picture is not None:
+            (folder / page.picture).write_bytes(picture)
+        job, source = job_from_text(text, str(folder / "job.yaml"))
+        prepared = prepare(job, source, folder, load=shelf.load, identify=shelf.identify)
         total = sum(plan.steps for plan in prepared.variants)
         times: dict[str, list[float]] = {plan.name: [] for plan in prepared.variants}
 

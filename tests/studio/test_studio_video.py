@@ -12,7 +12,7 @@ from studio.conftest import prompts_as_noise
 
 from attn_control import attach
 from attn_control.processors import build_control
-from attn_control.studio import show
+from attn_control.studio import show, show_run
 from attn_control.studio.page import start_form
 from attn_control.studio.settings import Refused, Settings
 from attn_control.studio.studio import Studio
@@ -97,9 +97,9 @@ def test_a_video_is_made_without_and_with_and_its_densities_are_told(studio, for
     assert len(frames["without"]) == len(frames["with"]) == form["frames"]
     assert any(a.tobytes() != b.tobytes() for a, b in zip(*frames.values(), strict=True))
     assert result.report["controls"][0]["density"] < 1
-    page = show.compare(result)
+    page = show_run.compare(result)
     assert page.count("data:image/png") == 2 and f'data-count="{form["frames"]}"' in page
-    assert f"{result.report['controls'][0]['density']:.3f}" in show.report(result)
+    assert f"{result.report['controls'][0]['density']:.3f}" in show_run.report(result)
 
 
 def test_the_film_holds_every_frame_where_the_page_looks_for_it(studio, form):
@@ -112,7 +112,7 @@ def test_the_film_holds_every_frame_where_the_page_looks_for_it(studio, form):
     run = studio.submit("me", form)
     assert run.wait(120) and run.state == "done", run.error
     frames = run.result.sides["without"].frames()
-    page = show.compare(run.result)
+    page = show_run.compare(run.result)
     raw = base64.b64decode(page.split("data:image/png;base64,")[1].split(")")[0])
     sheet = np.asarray(Image.open(io.BytesIO(raw)))
     columns = int(page.split('data-columns="')[1].split('"')[0])

@@ -4,5 +4,6 @@ from attn_control.studio.tabs import guidance, job, video
 
 TABS = (guidance, video, job)
 METHODS = tuple(method for tab in TABS for method in tab.METHODS)
+TAB_OF = {method.control: tab.NAME for tab in TABS for method in tab.METHODS}
 
-__all__ = ["METHODS", "TABS"]
+__all__ = ["METHODS", "TABS", "TAB_OF"]

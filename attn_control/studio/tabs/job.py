@@ -37,6 +37,7 @@ def layout(ui: Any) -> None:
         interactive=True,
     )
     ui.add("job.text", text)
+    ui.add("job.picture", gr.HTML(""))
     with gr.Row():
         ui.add("job.apply", gr.Button("Set the page to this", size="sm"))
         download = gr.Button("Download", size="sm")
