@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from attn_control.call import Site, Step
+from attn_control.masks.line import Line
 from attn_control.masks.place import Place
 from attn_control.policy import DENSE, OUTCOMES
 
@@ -61,7 +62,7 @@ class Ledger:
     def __init__(self) -> None:
         self.rows: list[Fired] = []
         self.notes: dict[str, None] = {}
-        self.place: Place | None = None  # of the last geometry that was compiled
+        self.place: Place | Line | None = None  # of the last geometry that was compiled
         self.spared: set[Site] = set()  # sites that stay dense though they are selected
 
     def dense(self, step: Step, sites: Iterable[Site]) -> None:
@@ -83,10 +84,10 @@ class Ledger:
         return new
 
 
-def summary(ledgers: Iterable[Ledger]) -> Summary | None:
-    """Of one control on all its denoisers; None if it has not been called."""
+def summary(ledgers: Iterable[Ledger], run: int | None = None) -> Summary | None:
+    """Of one control on all its denoisers, in one run or in all; None if it was not called."""
     ledgers = list(ledgers)
-    rows = [row for ledger in ledgers for row in ledger.rows]
+    rows = [row for ledger in ledgers for row in ledger.rows if run in (None, row.run)]
     notes = [note for ledger in ledgers for note in ledger.notes]
     if not rows:
         return None

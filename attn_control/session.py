@@ -12,9 +12,18 @@ from attn_control.call import Site, Step
 from attn_control.denoiser import Denoiser
 from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
-from attn_control.families import bent_by, denoisers, refuse_guiders, refuse_pipeline, unwrap
+from attn_control.families import (
+    bent_by,
+    denoisers,
+    family_of,
+    refuse_guiders,
+    refuse_kind,
+    refuse_pipeline,
+    unwrap,
+)
 from attn_control.foresight import place_of
-from attn_control.ledger import summary
+from attn_control.ledger import Summary, summary
+from attn_control.masks.line import Line
 from attn_control.masks.place import Place
 from attn_control.preview import Preview, foresee
 from attn_control.processors.control import Control
@@ -61,6 +70,8 @@ class Session:
             refuse_guiders(target)
         for control in controls:
             refuse_pipeline(target, control)
+            for model in models.values():
+                refuse_kind(family_of(model), control)
         self.controls, self.strict = controls, strict
         self.pipe = None if isinstance(target, nn.Module) else target
         self._closed = False
@@ -152,7 +163,8 @@ class Session:
             steps: of the scheduler.
             height, width, num_frames: in pixels and frames, as the pipeline gets them.
             grid: instead, (frames, height, width) in tokens of the denoiser.
-            text_tokens: tokens beside the picture in one sequence with it.
+            text_tokens: tokens beside the picture in one sequence with it; of a language model all
+                keys of a call.
 
         Raises:
             AttnControlError: a window holds none of the steps; a size that cannot be read.
@@ -161,7 +173,15 @@ class Session:
         first = self._denoisers[0]
         ledgers = [e.ledger for mine in self._entries.values() for e in mine if e.ledger]
         place = next((ledger.place for ledger in ledgers if ledger.place is not None), None)
-        if grid is not None:
+        if first.family.language:
+            if grid is not None or (height, width, num_frames) != (None, None, None):
+                raise AttnControlError(
+                    f"preview: {first.family.name} is a language model, whose texts have no height,"
+                    " width or frames; expected text_tokens="
+                )
+            if text_tokens:
+                place = Line((("text", text_tokens),), 0, text_tokens)
+        elif grid is not None:
             place = Place(grid, 0, text_tokens)
         elif (height, width, num_frames) != (None, None, None):
             found = place_of(self.pipe, unwrap(first.model), height, width, num_frames)
@@ -195,8 +215,7 @@ class Session:
                 for kept, seen in ((record.steps, done.steps), (record.skipped, done.skipped)):
                     for run, indices in seen.items():
                         kept.setdefault(run, []).extend(indices)
-            ledgers = [e.ledger for e in self._entries[number] if e.ledger is not None]
-            record.read(summary(ledgers))
+            record.read(self._sparsity(number))
             if control.guidance_scale is not None:
                 record.extra = _total(watches)
             records.append(record)
@@ -208,6 +227,17 @@ class Session:
         guided = _total([denoiser.guided for denoiser in self._denoisers])
         held = sum(denoiser.phases.records.memory.peak for denoiser in self._denoisers)
         return Report(records, plain, guided, notes, held)
+
+    def sparsity(self, run: int | None = None) -> list[Summary | None]:
+        """What the calls of each control came to, None of those that are not sparse.
+
+        run: ``step.run_id`` of the one run to look at; None: all of this session.
+        """
+        return [self._sparsity(number, run) for number in range(len(self.controls))]
+
+    def _sparsity(self, number: int, run: int | None = None) -> Summary | None:
+        ledgers = [e.ledger for e in self._entries[number] if e.ledger is not None]
+        return summary(ledgers, run)
 
     def _why_not(self, number: int) -> str | None:
         """Why a control has not fired, or None if it has or need not."""

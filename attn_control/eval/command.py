@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from attn_control.errors import AttnControlError
+from attn_control.eval.foretold import estimate
 from attn_control.eval.run import EvalOutcome, plan_of, prepare_suite, run_suite
-from attn_control.eval.suite import load_suite
+from attn_control.eval.suite import SuiteFile, load_suite
 from attn_control.eval.tables import costs_page, result_page
+from attn_control.render.prepare import Prepared
 
 _HEAD = """\
 # Evaluation
@@ -39,9 +41,11 @@ def evaluate(
         raise AttnControlError("--publish takes whole suites only: leave out --prompts")
     suite = load_suite(name)
     if dry_run:
-        plan = plan_of(suite, prepare_suite(suite, out, spread))
+        prepared = prepare_suite(suite, out, spread)
         if console is not None:
-            _say(console, json.dumps(plan, indent=1))
+            _say(console, json.dumps(plan_of(suite, prepared), indent=1))
+            for line in estimates(suite, prepared, out):
+                _say(console, line)
         return None
     outcome = run_suite(suite, out, spread=spread, overwrite=overwrite, console=log)
     if outcome.result is None:
@@ -59,6 +63,31 @@ def evaluate(
     if publish is not None:
         _publish(outcome, out, suite.name, publish)
     return outcome
+
+
+def estimates(suite: SuiteFile, prepared: dict[str, Prepared], out: Path) -> list[str]:
+    """How long each sparse measurement will take, in a sentence: measured by a few dense steps."""
+    told = []
+    for name, each in prepared.items():
+        spec = suite.suite.measurements[name]
+        if spec.sparse is None:
+            continue
+        done = sum((out / name / "images" / task.file).exists() for task in each.tasks)
+        minutes = estimate(each, spec.rounds, done) / 60
+        threads = _threads()
+        told.append(
+            f"{name}: about {minutes:.0f} minutes on {threads}, with {done} of {len(each.tasks)} "
+            "videos there already"
+        )
+    return told
+
+
+def _threads() -> str:
+    """`1 thread` or so."""
+    import torch
+
+    count = torch.get_num_threads()
+    return f"{count} thread" + ("" if count == 1 else "s")
 
 
 def _publish(outcome: EvalOutcome, out: Path, name: str, docs: Path) -> None:

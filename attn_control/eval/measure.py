@@ -53,13 +53,7 @@ def measure(
         AttnControlError: a picture that the scorer could not judge, such as one too small.
     """
     model, kind = prepared.choice.name, kinds(prepared)
-    for row in rows:
-        if row["score"] is None:
-            raise AttnControlError(
-                f"{images / row['file']}: the scorer of {model} cannot judge it, so that no share "
-                "can be measured; pictures of at least 64 pixels a side, videos of 5 frames"
-            )
-    by_variant = {plan.name: _of(rows, plan.name) for plan in prepared.variants}
+    by_variant = rows_by_variant(prepared, rows, images)
     found: dict[str, Any] = {}
     for plan in prepared.variants:
         mine = by_variant[plan.name]
@@ -105,6 +99,22 @@ def measure(
     }
 
 
+def rows_by_variant(prepared: Prepared, rows: Sequence[Row], images: Path) -> dict[str, Rows]:
+    """The rows of each variant by prompt and seed.
+
+    Raises:
+        AttnControlError: a picture that the scorer could not judge.
+    """
+    for row in rows:
+        if row["score"] is None:
+            raise AttnControlError(
+                f"{images / row['file']}: the scorer of {prepared.choice.name} cannot judge it, so"
+                " that no share can be measured; pictures of at least 64 pixels a side, videos of 5"
+                " frames"
+            )
+    return {plan.name: _of(rows, plan.name) for plan in prepared.variants}
+
+
 def kinds(prepared: Prepared) -> dict[Key, dict[str, Any]]:
     """What each prompt of a job may be chosen by, by its key."""
     model = prepared.choice.name
@@ -140,7 +150,17 @@ def _in(rows: Rows, group: Where, kind: dict[Key, dict[str, Any]]) -> list[Row]:
 
 
 def _likeness(mine: Rows, theirs: Rows, images: Path) -> dict[str, dict[str, float | int] | None]:
-    """How alike the pictures of two variants are: PSNR (dB, capped at 100), SSIM, LPIPS if there.
+    """How alike the pictures of two variants are, with intervals over prompts."""
+    prompts = [prompt for prompt, _ in mine]
+    return {
+        name: as_dict(bootstrap_mean(numbers, groups=prompts))
+        for name, numbers in likeness(mine, theirs, images).items()
+    }
+
+
+def likeness(mine: Rows, theirs: Rows, images: Path) -> dict[str, list[float]]:
+    """How alike the pictures of two variants are, one by one in the order of `mine`: PSNR (dB,
+    capped at 100), SSIM, LPIPS if there.
 
     Of videos the mean over their frames. LPIPS (Zhang et al. 2018) takes part where the package
     `lpips` is installed.
@@ -157,10 +177,7 @@ def _likeness(mine: Rows, theirs: Rows, images: Path) -> dict[str, dict[str, flo
         a, b = read_media(images / row["file"]), read_media(images / theirs[key]["file"])
         for name, function in measures.items():
             values[name].append(mean_over_frames(function, a, b))
-    prompts = [prompt for prompt, _ in mine]
-    return {
-        name: as_dict(bootstrap_mean(numbers, groups=prompts)) for name, numbers in values.items()
-    }
+    return values
 
 
 def lpips_distance() -> Callable[[Any, Any], float] | None:

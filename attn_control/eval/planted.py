@@ -7,6 +7,7 @@ from disk and scored anew, must differ from what was recorded by exactly nothing
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,15 @@ Row = dict[str, Any]
 
 
 def planted_control(
-    rows: dict[tuple[Key, int], Row], planted: Planted, prepared: Prepared, images: Path
+    rows: dict[tuple[Key, int], Row],
+    planted: Planted,
+    prepared: Prepared,
+    images: Path,
+    units: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
     """What was planted, what was found, and whether that passes.
+
+    units: what is redrawn for the interval, one a row; None: whole prompts.
 
     It passes when the found difference leaves zero out from below and its interval holds what was
     planted (the replaced pictures that had been wrong, as a share of all), and no picture's verdict
@@ -50,7 +57,7 @@ def planted_control(
             expected += 1 - was
             now = _is_right(prepared, _truth(prepared.choice.name, prompt, seed), prompt)
         gains.append(float(now) - float(was))
-    found = interval_over_prompts(gains, [key for key, _ in keys], least=-1)
+    found = interval_over_prompts(gains, units or [key for key, _ in keys], least=-1)
     size = expected / len(keys)
     return {
         "variant": planted.variant,

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from attn_control.eval.fidelity_plot import COLOURS, INK, SOFT, plot_sparse
 from attn_control.eval.tables import headlines
-
-INK, SOFT = "#1d1d1f", "#8e8e93"
-COLOURS = ("#0b62d6", "#d6680b", "#12805c", "#8a2be2", "#b00040", "#6b6b00", "#00707a")
 
 
 def plot_result(result: dict[str, Any], out: Path) -> list[Path]:
@@ -22,6 +20,9 @@ def plot_result(result: dict[str, Any], out: Path) -> list[Path]:
 
     paths = []
     for name, each in result["measurements"].items():
+        if each.get("kind") == "sparse":
+            paths.append(plot_sparse(each, out / f"{name}.png"))
+            continue
         variants = each["variants"]
         groups = list(next(iter(variants.values()))["groups"])
         others = list(dict.fromkeys(o for v in variants.values() for o in v["against"]))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attn_control import zoo
-from attn_control.eval.costs import costs
+from attn_control.errors import AttnControlError
+from attn_control.eval.attention_clock import clock_of
+from attn_control.eval.costs import costs, sparse_costs
+from attn_control.eval.fidelity import check_sparse, measure_sparse
+from attn_control.eval.foretold import foretold
 from attn_control.eval.measure import as_dict, kinds, measure
 from attn_control.eval.plots import plot_result
 from attn_control.eval.power import detectable
@@ -37,7 +44,10 @@ class EvalOutcome:
     def passed(self) -> bool:
         """Whether every positive control was found. Says nothing of the bars."""
         return self.result is not None and all(
-            each["planted"]["passed"] for each in self.result["measurements"].values()
+            each[key]["passed"]
+            for each in self.result["measurements"].values()
+            for key in ("planted", "closer")
+            if key in each
         )
 
 
@@ -47,7 +57,8 @@ def plan_of(suite: SuiteFile, prepared: dict[str, Prepared]) -> dict[str, Any]:
     for name, each in prepared.items():
         kind = kinds(each)
         groups = {}
-        for group in suite.suite.measurements[name].groups:
+        measurement = suite.suite.measurements[name]
+        for group in measurement.groups if measurement.sparse is None else ():
             n = sum(group.holds(kind[prompt.key]) for prompt in each.prompts)
             points = detectable(n, suite.suite.discordance) if n else None
             groups[str(group)] = {"n": n, "detects": None if points is None else round(points, 4)}
@@ -56,7 +67,7 @@ def plan_of(suite: SuiteFile, prepared: dict[str, Prepared]) -> dict[str, Any]:
             "variants": [plan.name for plan in each.variants],
             "pictures": len(each.tasks),
             "row_forwards": each.row_forwards,
-            "groups": groups,
+            **({"groups": groups} if measurement.sparse is None else foretold(each)),
         }
     return {"suite": suite.name, "digest": suite.digest, "measurements": measurements}
 
@@ -76,9 +87,14 @@ def prepare_suite(suite: SuiteFile, out: Path, spread: int | None) -> dict[str, 
         if job.prompts.zoo != model.name:
             problem = f"the prompts of {job.prompts.zoo!r} are not those of {model.name!r}"
             raise source.error(("prompts", "zoo"), problem)
-        mass = suite.suite.measurements[name].mass
+        measurement, home = suite.suite.measurements[name], suite.homes[name]
+        if measurement.sparse is not None:
+            try:
+                check_sparse(found[name], measurement)
+            except AttnControlError as error:
+                raise home.error(("measurements", name), str(error)) from None
+        mass = measurement.mass
         if mass is not None and job.variants[mass.variant].model_fields_set - {"sampler"}:
-            home = suite.homes[name]
             at = ("measurements", name, "mass", "variant")
             raise home.error(at, f"{mass.variant!r} has controls; mass is measured without")
     return found
@@ -101,12 +117,10 @@ def run_suite(
     Raises:
         AttnControlError: a mistake in the suite, before anything is rendered; or a failed picture.
     """
-    import torch
-
     prepared = prepare_suite(suite, out, spread)
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "plan.json", _json(plan_of(suite, prepared)))
-    measured, costing = {}, {}
+    measured, costing, dense = {}, {}, {}
     judged: list[dict[str, Any]] = []
     notes: list[str] = []
     for name, each in prepared.items():
@@ -118,8 +132,18 @@ def run_suite(
         notes += [f"{name}: {note}" for note in outcome.notes]
         write_sheets(each, outcome, out / name)
         spec = suite.suite.measurements[name]
-        measured[name] = measure(each, outcome.rows, spec, out / name / "images")
-        costing[name] = costs(each, spec.baseline, spec.rounds)
+        images = out / name / "images"
+        if spec.sparse is None:
+            measured[name] = measure(each, outcome.rows, spec, images)
+            costing[name] = costs(each, spec.baseline, spec.rounds)
+        else:
+            measured[name] = measure_sparse(each, outcome.rows, spec, images)
+            costing[name], dense[name] = kept(
+                out / name / "times.json",
+                [task.digest for task in each.tasks] + [spec.rounds, _machine(each)],
+                partial(sparse_costs, each, measured[name], spec.rounds),
+                anew=overwrite,
+            )
         bars = [bar for bar in suite.suite.bars if bar.job == name]
         judged += [judge(bar, outcome.rows, each, measured[name]) for bar in bars]
     result = {
@@ -135,9 +159,10 @@ def run_suite(
     spent = {
         "suite": suite.name,
         "digest": suite.digest,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores",
+        **_machine(next(iter(prepared.values()))),
         "rounds": {name: suite.suite.measurements[name].rounds for name in costing},
         "measurements": costing,
+        **({"dense": dense} if dense else {}),
     }
     pages = {
         "result.json": _json(result), "result.md": result_page(result),
@@ -168,6 +193,30 @@ def judge(
             outcome = "above the floor"
     fields = bar.model_dump(exclude={"where"})
     return {**fields, "where": str(bar.where), "found": found, "outcome": outcome}
+
+
+def kept(path: Path, key: Any, measure: Callable[[], Any], *, anew: bool) -> Any:
+    """What was measured before under the same key, or is measured now and kept in `path`: times of
+    an hour's run must not be taken twice because it was interrupted.
+    """
+    digest = hashlib.sha256(_json({"key": key}).encode()).hexdigest()
+    if path.is_file() and not anew:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["key"] == digest:
+            return found["measured"]
+    measured = measure()
+    _write(path, _json({"key": digest, "measured": measured}))
+    return measured
+
+
+def _machine(prepared: Prepared) -> dict[str, str]:
+    """What times are measured on, and by which clock."""
+    import torch
+
+    return {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} cores",
+        "clock": clock_of(prepared.choice.device)[0],
+    }
 
 
 def _json(data: dict[str, Any]) -> str:

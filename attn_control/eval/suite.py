@@ -68,10 +68,27 @@ class Mass(Strict):
     heads: str = "all"
 
 
+class Sparsity(Strict):
+    """That a measurement holds sparse attention in videos against the dense run of the same seed.
+
+    tokens: what each video has at least, checked before anything runs. density, psnr, gain: the
+    bar. Some variant of at most this amortised density reaches this PSNR (dB), and is better by
+    this many dB than its own mask without a correction. closer: videos of a sparse variant whose
+    difference to the dense ones is halved, which has to be found as 6.02 dB.
+    """
+
+    tokens: Annotated[int, Field(ge=1)]
+    closer: Planted
+    density: Annotated[float, Field(gt=0, le=1)] = 0.35
+    psnr: Annotated[float, Field(gt=0)] = 30.0
+    gain: Annotated[float, Field(gt=0)] = 3.0
+
+
 class Measurement(Strict):
     """One job of a suite, and what its variants are held against.
 
-    rounds: how often each variant takes its turn when seconds are measured.
+    rounds: how often each variant takes its turn when seconds are measured. sparse: the baseline is
+    dense, every other variant a sparse control, and what counts is likeness (`eval/fidelity.py`).
     """
 
     job: dict[str, Any]
@@ -81,6 +98,14 @@ class Measurement(Strict):
     planted: Planted
     mass: Mass | None = None
     rounds: Annotated[int, Field(ge=1)] = 7
+    sparse: Sparsity | None = None
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Measurement:
+        given = self.model_fields_set & {"against", "groups", "mass"}
+        if self.sparse is not None and given:
+            raise ValueError(f"'{sorted(given)[0]}' has no meaning beside 'sparse'")
+        return self
 
 
 class Suite(Strict):
@@ -101,6 +126,7 @@ class Suite(Strict):
                 ("against", each.against),
                 ("planted.variant", [each.planted.variant]),
                 ("mass.variant", [each.mass.variant] if each.mass else []),
+                ("sparse.closer.variant", [each.sparse.closer.variant] if each.sparse else []),
             ):
                 for variant in asked:
                     if variant not in variants:

@@ -2,41 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-Numbers = dict[str, Any]
-
-
-def percent(numbers: Numbers | None) -> str:
-    """`66.2 % [56.2, 76.2]`, or a dash."""
-    if numbers is None:
-        return "-"
-    return "{:.1f} % [{:.1f}, {:.1f}]".format(*_hundredfold(numbers))
-
-
-def points(numbers: Numbers | None) -> str:
-    """`+25.0 [+17.5, +32.5]` in percentage points, or a dash."""
-    if numbers is None:
-        return "-"
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*_hundredfold(numbers))
-
-
-def _hundredfold(numbers: Numbers) -> tuple[float, float, float]:
-    return 100 * numbers["mean"], 100 * numbers["low"], 100 * numbers["high"]
-
-
-def plain(numbers: Numbers | None, digits: int = 2) -> str:
-    """`31.20 [30.85, 31.58]`, or a dash."""
-    if numbers is None:
-        return "-"
-    mean, low, high = (f"{numbers[key]:.{digits}f}" for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
-def grid(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
-    return "\n".join(lines)
+from attn_control.eval.cells import Numbers, grid, percent, plain, planted_line, points
+from attn_control.eval.fidelity_tables import sparse_costs, sparse_section
 
 
 def result_page(result: Numbers) -> str:
@@ -46,8 +13,10 @@ def result_page(result: Numbers) -> str:
         parts.append(
             f"**The short form: {result['spread']} prompts a job. Not a published figure.**"
         )
+    sparse = all(_is_sparse(each) for each in result["measurements"].values())
+    redrawn = "; differences in dB" if sparse else ", whole prompts redrawn; differences in points"
     parts.append(
-        "Intervals: 95 %, whole prompts redrawn; differences in points, paired by prompt and seed. "
+        f"Intervals: 95 %{redrawn}, paired by prompt and seed. "
         f"Suite digest `{result['digest'][:12]}`."
     )
     parts += [f"**Note:** {note}" for note in result["notes"]]
@@ -55,8 +24,13 @@ def result_page(result: Numbers) -> str:
         parts += ["### Bars", bars_table(result["bars"])]
     for name, each in result["measurements"].items():
         told = headlines(name, result["bars"])
-        parts += [f"### {name}: `{each['model']}`", *_measurement(each, told)]
+        section = sparse_section(each) if _is_sparse(each) else _measurement(each, told)
+        parts += [f"### {name}: `{each['model']}`", *section]
     return "\n\n".join(parts) + "\n"
+
+
+def _is_sparse(measurement: Numbers) -> bool:
+    return measurement.get("kind") == "sparse"
 
 
 def headlines(name: str, bars: list[Numbers]) -> list[str]:
@@ -99,7 +73,7 @@ def _measurement(each: Numbers, told: list[str]) -> list[str]:
     parts.append(_parts(variants, "all" if "all" in groups else groups[0], each["baseline"]))
     if "mass" in each:
         parts.append(_mass(each["mass"]))
-    return [*parts, _planted(each["planted"])]
+    return [*parts, planted_line(each["planted"])]
 
 
 def _shares(variants: Numbers, groups: list[str], verdict: str) -> str:
@@ -148,19 +122,13 @@ def _mass(mass: Numbers) -> str:
     )
 
 
-def _planted(planted: Numbers) -> str:
-    return (
-        f"Positive control: {planted['replaced']} pictures of {planted['variant']} replaced by "
-        f"true drawings, which plants {100 * planted['planted']:+.1f} points; found "
-        f"{points(planted['found'])}; {planted['changed_when_read_back']} verdicts changed when "
-        f"the pictures were read back: **{'passed' if planted['passed'] else 'FAILED'}**."
-    )
-
-
 def costs_page(costs: Numbers) -> str:
     """What the run took on its machine; measured, so it differs from run to run."""
     parts = []
     for name, variants in costs["measurements"].items():
+        if name in costs.get("dense", {}):
+            parts += [f"### {name}: time", *sparse_costs(variants, costs["dense"][name])]
+            continue
         rows = [
             [
                 variant,
@@ -173,9 +141,10 @@ def costs_page(costs: Numbers) -> str:
         ]
         head = ["variant", "median s", "ratio to the baseline", "row-forwards", "peak memory"]
         parts += [f"### {name}: costs", grid(head, rows)]
+    clock = f" by the {costs['clock']}'s clock" if "clock" in costs else ""
     rounds = " and ".join(dict.fromkeys(str(number) for number in costs["rounds"].values()))
     parts.append(
-        f"Measured on {costs['machine']}; {rounds} rounds in which the variants took "
+        f"Measured on {costs['machine']}{clock}; {rounds} rounds in which the variants took "
         "turns, ratios paired by round."
     )
     return "\n\n".join(parts) + "\n"

@@ -124,6 +124,7 @@ def _run_variant(
         for task in todo:
             try:
                 made, row = _render(prepared, plan, task)
+                row |= _sparsity(session)
                 save(made, out / "images" / task.file, row, plan.video)
                 append_row(out / "results.jsonl", row)
             except Exception as error:  # a foreign pipeline may raise anything
@@ -159,8 +160,22 @@ def _reason(error: Exception) -> str:
     return f"the pipeline raised {type(error).__name__}: {first_line(error)}"
 
 
-def call(prepared: Prepared, plan: VariantPlan, task: Task) -> Any:
-    """One call of the pipeline, as it is attached now."""
+def _sparsity(session: Any) -> dict[str, Any]:
+    """What the sparse controls came to in the run that just ended; {} without any."""
+    found = session.sparsity(session.step.run_id) if session.step is not None else []
+    told = [
+        {"density": round(s.density, 6), "computed": round(s.computed, 6), "outcomes": s.outcomes}
+        for s in found
+        if s is not None
+    ]
+    return {"sparse": told} if told else {}
+
+
+def call(prepared: Prepared, plan: VariantPlan, task: Task, output: str = "pil") -> Any:
+    """One call of the pipeline, as it is attached now.
+
+    output: of the pipeline; "latent" leaves decoding out.
+    """
     import torch
 
     # On the CPU whatever the device: the same seed is the same noise on every machine.
@@ -168,7 +183,7 @@ def call(prepared: Prepared, plan: VariantPlan, task: Task) -> Any:
     kwargs = dict(plan.kwargs)
     if task.prompt.image is not None:
         kwargs["image"] = task.prompt.image.picture()
-    return prepared.pipe(prompt=task.prompt.text, generator=generator, output_type="pil", **kwargs)
+    return prepared.pipe(prompt=task.prompt.text, generator=generator, output_type=output, **kwargs)
 
 
 def _render(prepared: Prepared, plan: VariantPlan, task: Task) -> tuple[Made, dict[str, Any]]:

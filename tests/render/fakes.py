@@ -83,6 +83,8 @@ class FakeSession:
             steps=steps, row_forwards=lambda rows: rows * steps + extra, exact=True
         )
 
+    step = None  # where the sampler was last: nowhere, for nothing runs
+
     def report(self) -> Any:
         rows = [
             {"name": str(c), "fired": self.fired, "idle": None, "reason": "no call"}
