@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,7 @@ from attn_control.families import (
     COMPONENTS,
     Arguments,
     Family,
+    Loop,
     branches_of,
     guiders_of,
     refuse_guiders,
@@ -47,6 +49,40 @@ def _methods() -> Iterator[tuple[Any, FrameType]]:
         if code.co_argcount and code.co_varnames[0] == "self":
             yield frame.f_locals.get("self"), frame
         frame = frame.f_back
+
+
+@dataclass(frozen=True)
+class InLoop:
+    """Where a language model's pipeline is: the step within a block, the block, the prompt's
+    tokens. Blocks are told apart by their numbers, which grow.
+    """
+
+    step: int
+    block: int
+    prompt: int
+
+
+def in_loop(pipe: Any, loop: Loop) -> InLoop | None:
+    """Where the running loop of a pipeline is, by the names of its variables; None if it does not
+    run: its schedulers do not tell, and some steps have several calls.
+
+    Raises:
+        AttnControlError: it runs, and has no such variables.
+    """
+    running = False
+    for owner, frame in _methods():
+        if pipe is None or owner is not pipe or frame.f_code.co_name != "__call__":
+            continue
+        running = True
+        found = [frame.f_locals.get(name) for name in (loop.step, loop.block, loop.prompt)]
+        if all(type(value) is int for value in found):
+            return InLoop(*found)
+    if running:
+        raise AttnControlError(
+            f"{type(pipe).__name__} does not tell where it is: expected numbers in its variables"
+            f" {loop.step}, {loop.block} and {loop.prompt}; this release of diffusers is not known"
+        )
+    return None
 
 
 def guides_itself(pipe: Any) -> bool:
@@ -106,6 +142,8 @@ def branch_by_row(
     Raises:
         AttnControlError: the pipeline perturbs the model itself, or its batch cannot be divided.
     """
+    if family.cfg == "none":
+        return ("cond",) * rows
     driven = _guider_branch(pipe)
     if driven is not None:
         return (driven,) * rows

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attn_control.appended import append, with_riders
-from attn_control.branches import calling_pipeline, learns_variance
+from attn_control.branches import calling_pipeline, in_loop, learns_variance
 from attn_control.bypass import Bypass
 from attn_control.caches import StepCaches
 from attn_control.call import Site, Step, rows_in, sample_of, tensor_in, with_sample
@@ -22,6 +22,7 @@ from attn_control.errors import AttnControlError
 from attn_control.families import bind, family_of, refuse_pipeline, slice_rows, unwrap
 from attn_control.guidance import add_to_rows, difference
 from attn_control.intercept import Interception, Port
+from attn_control.interface import InterfaceInterception
 from attn_control.phases import Pass, Phases
 from attn_control.processors.guide import Guide
 from attn_control.recompute import refuse_in_backward, remembered
@@ -45,7 +46,8 @@ class Denoiser:
         self.beside = component.startswith("controlnet")
         self._alone = StepTracker()
         self.family = family_of(model)
-        self.interception = Interception(model, component)
+        watch = InterfaceInterception if self.family.language else Interception
+        self.interception = watch(model, component)
         self.phases = Phases(unwrap(model), self.family, self.interception)
         self.caches = StepCaches(unwrap(model))
         self.step: Step | None = None
@@ -131,7 +133,8 @@ class Denoiser:
         if tracker.pipe is not None:
             refuse_in_backward(type(unwrap(self.model)).__name__)
         beside = self.component if self.beside else None
-        step = self.step = tracker.locate(self.family, arguments, context.name, beside)
+        loop = in_loop(tracker.pipe, self.family.loop) if self.family.loop else None
+        step = self.step = tracker.locate(self.family, arguments, context.name, beside, loop)
         for entry in active:
             refuse_pipeline(tracker.pipe, entry.control)  # not the attached one, perhaps
             entry.begin(step, tracker.run)
@@ -157,7 +160,17 @@ class Denoiser:
                 " of keys and values, into which another forward would write; switch the cache off"
             )
         riders = [entry for entry in guides if entry.control.rides and cond is not None]
-        main = Pass(arguments, in_place, cond, uncond=step.rows("uncond"), branch=step.branch)
+        told = dict(self.family.facts(arguments)) if due else {}
+        if self.family.language:
+            told["prompt_length"] = loop.prompt if loop is not None else None
+        main = Pass(
+            arguments,
+            in_place,
+            cond,
+            uncond=step.rows("uncond"),
+            branch=step.branch,
+            told=tuple(told.items()),
+        )
         main = with_riders(main, riders, self.family)
         output = self._forward(forward, main, step, [self.plain])
         if not guides:

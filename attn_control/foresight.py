@@ -8,6 +8,7 @@ from typing import Any
 
 from attn_control.errors import AttnControlError
 from attn_control.kernels.corrections import CORRECTIONS
+from attn_control.masks.line import Line
 from attn_control.masks.place import Place
 from attn_control.policy import DENSE, REFRESH
 from attn_control.processors.sparse import SparseControl
@@ -98,7 +99,7 @@ def expected(
     control: SparseControl,
     due: Sequence[int],
     levels: Sequence[int],
-    place: Place | None,
+    place: Place | Line | None,
     sites: int,
     spared: int,
 ) -> Expected:

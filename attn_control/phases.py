@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from attn_control.entry import Entry
 from attn_control.errors import AttnControlError
 from attn_control.families import Family
 from attn_control.intercept import Interception
+from attn_control.interface import InterfaceInterception
 from attn_control.parallel import SpreadPlan, refuse_spread_series, spread
 from attn_control.plan import Plan, PlanBuilder, PlanSeries, Records
 from attn_control.processors.pairs import check_pairs
@@ -39,6 +40,7 @@ class Pass:
         riders: guides whose perturbed rows are among those: their number and rows.
         branch: of every row, appended ones left out; alias: added to every name, in an extra
             forward that holds all rows.
+        told: what a language model's layout is told beside its arguments.
     """
 
     arguments: dict[str, Any]
@@ -50,6 +52,7 @@ class Pass:
     riders: tuple[tuple[int, Rows], ...] = ()
     branch: tuple[str, ...] = ()
     alias: str = ""
+    told: tuple[tuple[str, Hashable], ...] = ()
 
     @property
     def branches(self) -> tuple[str, ...]:
@@ -83,7 +86,9 @@ class Phases:
     forward.
     """
 
-    def __init__(self, model: Any, family: Family, interception: Interception) -> None:
+    def __init__(
+        self, model: Any, family: Family, interception: Interception | InterfaceInterception
+    ) -> None:
         self.model, self.family, self.interception = model, family, interception
         self.entries: list[Entry] = []
         self._bypasses: dict[tuple[Site, str], list[Bypass]] = {}
@@ -169,7 +174,8 @@ class Phases:
         held = [run.arguments.get(name) for name in sorted(self.family.by_value)]
         values = tuple(id(v) if isinstance(v, Tensor) else repr(v) for v in held)
         spreading = id(getattr(self.model, "_parallel_config", None))
-        key = (numbers, rows, shapes, values, sample.device, sample.dtype, spreading)
+        place = (sample.device, sample.dtype, spreading, run.told)
+        key = (numbers, rows, shapes, values, *place)
         if key not in self._plans:
             if len(self._plans) == MAX_STRUCTURES:
                 self._plans.pop(next(iter(self._plans)))
@@ -260,7 +266,7 @@ class Phases:
     def _layout(self, site: Site, run: Pass) -> Layout | tuple[Softmax, ...] | None:
         if self.family.layout is None:
             return None
-        return self.family.layout(site, run.arguments, self.model)
+        return self.family.layout(site, {**run.arguments, **dict(run.told)}, self.model)
 
     def _no_layout(self, control: Any, site: Site) -> AttnControlError:
         if self.family.layout is None:

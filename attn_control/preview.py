@@ -11,6 +11,7 @@ from attn_control.entry import check_window
 from attn_control.errors import AttnControlError
 from attn_control.families import Family
 from attn_control.foresight import Expected, expected
+from attn_control.masks.line import Line
 from attn_control.masks.place import Place
 from attn_control.policy import DENSE
 from attn_control.processors.control import Control
@@ -103,7 +104,7 @@ def foresee(
     family: Family,
     steps: int,
     *,
-    place: Place | None = None,
+    place: Place | Line | None = None,
     sites: Sequence[tuple[int, int]] = (),
 ) -> Preview:
     """When each control would act in a run of ``steps``, and what that would cost.

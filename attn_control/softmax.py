@@ -130,8 +130,21 @@ _F = _functional()
 patched: dict[str, tuple[dict[str, Any], int]] = {}  # module name -> (names to put back, users)
 
 
-def patch(cls: type) -> list[str]:
-    """Redirect the softmax names in the modules the class comes from; returns those modules."""
+def _replaced(names: dict[str, Any]) -> dict[str, Any]:
+    """What stands in place of a processors' module's names while it is watched."""
+    found: dict[str, Any] = {}
+    if "dispatch_attention_fn" in names:
+        found["dispatch_attention_fn"] = _watched_dispatch(names["dispatch_attention_fn"])
+    if names.get("F") is torch.nn.functional:
+        found["F"] = _F
+    return found
+
+
+def patch(cls: type, replaced: Callable[[dict[str, Any]], dict[str, Any]] = _replaced) -> list[str]:
+    """Redirect the softmax names in the modules the class comes from; returns those modules.
+
+    replaced: from a module's names to those that change.
+    """
     names = {base.__module__ for base in cls.__mro__} - {"builtins", "torch.nn.modules.module"}
     done = []
     with lock:
@@ -141,12 +154,9 @@ def patch(cls: type) -> list[str]:
                 continue
             saved, users = patched.get(name, ({}, 0))
             if not users:
-                if "dispatch_attention_fn" in vars(module):
-                    saved["dispatch_attention_fn"] = module.dispatch_attention_fn
-                    module.dispatch_attention_fn = _watched_dispatch(module.dispatch_attention_fn)
-                if vars(module).get("F") is torch.nn.functional:
-                    saved["F"] = module.F
-                    module.F = _F
+                for attribute, value in replaced(vars(module)).items():
+                    saved[attribute] = getattr(module, attribute)
+                    setattr(module, attribute, value)
             if saved:
                 patched[name] = (saved, users + 1)
                 done.append(name)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from attn_control.branches import branch_by_row
+from attn_control.branches import InLoop, branch_by_row
 from attn_control.call import Step, rows_in
 from attn_control.errors import AttnControlError
 from attn_control.families import Arguments, Family
@@ -33,6 +33,7 @@ class Run:
     calls: int = 0  # denoiser calls at this position so far
     ahead: bool = False  # a ControlNet has been called at this position, its denoiser not yet
     visited: set[int] = field(default_factory=set)
+    block: int | None = None  # of a text, each of which is denoised from the beginning
 
     @functools.cached_property
     def levels(self) -> list[int]:
@@ -70,6 +71,7 @@ class StepTracker:
         arguments: Arguments,
         context: str | None,
         beside: str | None = None,
+        loop: InLoop | None = None,
     ) -> Step:
         """The Step of a denoiser call.
 
@@ -79,13 +81,15 @@ class StepTracker:
             context: the name given to diffusers' ``cache_context``, if any.
             beside: the component's name, if it is not the denoiser that is called but a ControlNet
                 before it, whose calls do not count.
+            loop: of a language model's pipeline, where it is. Each block of text is a run.
         """
         rows = rows_in(arguments[family.sample])
         scheduler = getattr(self.pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
-        if scheduler is None or not isinstance(timesteps, torch.Tensor) or timesteps.numel() == 0:
+        unknown = not isinstance(timesteps, torch.Tensor) or timesteps.numel() == 0
+        if scheduler is None or unknown or (family.language and loop is None):
             return Step(0, None, None, None, ("cond",) * rows)
-        run = self._follow(scheduler, timesteps, family, arguments)
+        run = self._follow(scheduler, timesteps, family, arguments, loop)
         sigma = run.sigmas[run.position] if run.sigmas else None
         run.ahead = beside is not None
         if beside is not None:
@@ -97,17 +101,25 @@ class StepTracker:
         return Step(run.id, run.position, len(run.values), sigma, branch, level, levels)
 
     def _follow(
-        self, scheduler: Any, timesteps: torch.Tensor, family: Family, arguments: Arguments
+        self,
+        scheduler: Any,
+        timesteps: torch.Tensor,
+        family: Family,
+        arguments: Arguments,
+        loop: InLoop | None,
     ) -> Run:
         thread = threading.get_ident()
-        run = self._runs.get(thread)
-        if run is not None and run.timesteps is not timesteps:
+        run, block = self._runs.get(thread), loop.block if loop is not None else None
+        if run is not None and (run.timesteps is not timesteps or run.block != block):
             run = None
         values = run.values if run else [float(t) for t in timesteps.flatten()]
-        position = self._position(scheduler, values, run, family, arguments)
+        if loop is not None:
+            position = min(loop.step, len(values) - 1)  # edits of a finished block come after that
+        else:
+            position = self._position(scheduler, values, run, family, arguments)
         if run is None or position < run.position:
             sigmas = noise_levels(scheduler, values)
-            run = Run(next(_run_ids), timesteps, values, sigmas, position, position)
+            run = Run(next(_run_ids), timesteps, values, sigmas, position, position, block=block)
             self._runs[thread] = run
         elif position != run.position:
             run.position, run.calls = position, 0

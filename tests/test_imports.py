@@ -42,7 +42,7 @@ LEVELS = [
     # Not presets.py: a module of that name would shadow attn_control.presets().
     ("catalog",),
     ("guidance",),
-    ("intercept", "softmax", "parallel"),
+    ("intercept", "interface", "softmax", "parallel"),
     ("families", "layouts"),
     ("processors",),
     ("maps",),

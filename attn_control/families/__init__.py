@@ -3,12 +3,12 @@
 A new model is one row of ``pictures.py`` or ``videos.py``, or of ``flux.py`` or ``wan.py`` if it is
 built like those: where its blocks are in execution order, which attention is which, in which order
 the tokens stand, and how its pipelines run classifier-free guidance. What has no row is in
-``refused.py``, with the reason; what stands beside a denoiser in ``controlnets.py``; what a
-pipeline or a guider does otherwise in ``pipelines.py``.
+``refused.py``, with the reason; what stands beside a denoiser in ``controlnets.py``; language
+models in ``language.py``; what a pipeline or a guider does otherwise in ``pipelines.py``.
 """
 
 from attn_control.families.controlnets import CONTROLNETS
-from attn_control.families.family import EVERY, Family
+from attn_control.families.family import EVERY, Family, Loop
 from attn_control.families.find import (
     COMPONENTS,
     FAMILIES,
@@ -19,6 +19,7 @@ from attn_control.families.find import (
     parameters,
     unwrap,
 )
+from attn_control.families.language import LANGUAGE, refuse_kind
 from attn_control.families.pipelines import (
     bent_by,
     branches_of,
@@ -35,9 +36,11 @@ __all__ = [
     "CONTROLNETS",
     "EVERY",
     "FAMILIES",
+    "LANGUAGE",
     "REFUSED",
     "Arguments",
     "Family",
+    "Loop",
     "bent_by",
     "bind",
     "branches_of",
@@ -47,6 +50,7 @@ __all__ = [
     "guiders_of",
     "parameters",
     "refuse_guiders",
+    "refuse_kind",
     "refuse_pipeline",
     "repeat_rows",
     "slice_rows",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from attn_control.call import Site
-from attn_control.layouts import LayoutOf
+from attn_control.layouts import Arguments, LayoutOf
 
 EVERY = ("every",)
 """Parts of a processor call that makes one softmax a row: all of them are the main one."""
@@ -27,6 +27,19 @@ def evenly(steps: int) -> list[float]:
 
 
 @dataclass(frozen=True)
+class Loop:
+    """Where the loop of a language model's pipeline is: names of its local variables.
+
+    step: within the block of text that is being denoised; block: which that is; prompt: tokens of
+    the prompt.
+    """
+
+    step: str
+    block: str
+    prompt: str
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family.
 
@@ -40,8 +53,8 @@ class Family:
             each that a processor call makes, or None where the rows of a batch have none in common.
             None instead of a function: the order of tokens is
             not proved, and only controls that need no layout work ("attach-only").
-        cfg: "batched" (rows [uncond, cond] in one call), "batched, cond first" or "split" (a call
-            each, cond first).
+        cfg: "batched" (rows [uncond, cond] in one call), "batched, cond first", "split" (a call
+            each, cond first) or "none" (language models: all rows are cond).
         sample: the argument that holds the noisy latents; its first dimension is the batch.
         sigmas: number of steps -> noise levels that its pipelines hand to the scheduler, where they
             do not leave them to it.
@@ -59,6 +72,9 @@ class Family:
             added, where a norm would undo what happens to it before.
         shared_fields: tensors that all rows share.
         text: the argument that holds the text embedding.
+        loop: of a language model, whose attention runs through transformers' attention interface.
+        facts: of such a model's arguments what decides a layout beside their shapes: `layout` is
+            given it among the arguments, with "prompt_length", None where that is not known.
         parts: slot -> names of the softmax calls that one processor call makes, when not just
             "main"; or ``EVERY``.
     """
@@ -80,7 +96,14 @@ class Family:
     folded: bool = False
     shared_fields: frozenset[str] = frozenset()
     text: str = "encoder_hidden_states"
+    loop: Loop | None = None
+    facts: Callable[[Arguments], Mapping[str, Hashable]] = field(default=lambda arguments: {})
     parts: Callable[[Site], tuple[str, ...]] = field(default=lambda site: ("main",))
+
+    @property
+    def language(self) -> bool:
+        """Whether it is a language model."""
+        return self.loop is not None
 
     def returned_by(self, block: str) -> tuple[str, ...]:
         """What the block at a module path hands on."""

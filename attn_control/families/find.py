@@ -14,13 +14,15 @@ from attn_control.call import Site
 from attn_control.errors import AttnControlError
 from attn_control.families.controlnets import CONTROLNETS
 from attn_control.families.family import Family
+from attn_control.families.language import LANGUAGE
 from attn_control.families.pictures import PICTURES
 from attn_control.families.refused import REFUSED
 from attn_control.families.videos import VIDEOS
 
-COMPONENTS = ("transformer", "transformer_2", "unet")
+COMPONENTS = ("transformer", "transformer_2", "unet", "model")
 FAMILIES = PICTURES + VIDEOS
-_BY_CLASS = {family.denoiser: family for family in FAMILIES + CONTROLNETS}
+_HOW = {False: " with a processor", True: ""}
+_BY_CLASS = {family.denoiser: family for family in FAMILIES + CONTROLNETS + LANGUAGE}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -37,7 +39,7 @@ def family_of(model: nn.Module) -> Family:
             raise AttnControlError(
                 f"attach: {cls.__name__} cannot be controlled: {REFUSED[cls.__name__]}"
             )
-    known = ", ".join(f"{family.denoiser} ({family.name})" for family in FAMILIES)
+    known = ", ".join(f"{family.denoiser} ({family.name})" for family in FAMILIES + LANGUAGE)
     raise AttnControlError(
         f"attach: {type(unwrap(model)).__name__} is not a model that attn_control knows; known:"
         f" {known}"
@@ -54,6 +56,7 @@ def denoisers(target: Any) -> dict[str, nn.Module]:
     if isinstance(target, nn.Module):
         family = family_of(target)
         name = "unet" if family.sample == "sample" else "transformer"
+        name = "model" if family.language else name
         return {"controlnet" if family in CONTROLNETS else name: target}
     parts = ((name, getattr(target, name, None)) for name in COMPONENTS)
     found = {name: module for name, module in parts if isinstance(module, nn.Module)}
@@ -81,7 +84,9 @@ def _beside(pipe: Any) -> dict[str, nn.Module]:
 
 
 def find_sites(model: nn.Module, component: str) -> list[Site]:
-    """The denoiser's attention modules with a callable ``processor``, in execution order."""
+    """The denoiser's attention modules, in execution order: those with a callable ``processor``, or
+    of a language model all that its row names.
+    """
     model = unwrap(model)
     family = family_of(model)
     patterns = [
@@ -89,7 +94,7 @@ def find_sites(model: nn.Module, component: str) -> list[Site]:
     ]
     found: list[tuple[tuple[int, ...], str, str, Any]] = []
     for name, module in model.named_modules():
-        if not callable(getattr(module, "processor", None)):
+        if not family.language and not callable(getattr(module, "processor", None)):
             continue
         for order, pattern in enumerate(patterns):
             match = pattern.fullmatch(name)
@@ -103,7 +108,7 @@ def find_sites(model: nn.Module, component: str) -> list[Site]:
         elsewhere = [n for n, m in model.named_modules() if callable(getattr(m, "processor", None))]
         where = f"; it is at {elsewhere[0]} and elsewhere" if elsewhere else ""
         raise AttnControlError(
-            f"attach: this {type(model).__name__} has no attention with a processor where"
+            f"attach: this {type(model).__name__} has no attention{_HOW[family.language]} where"
             f" {family.name} has it ({', '.join(family.blocks)}){where}"
         )
     layers = {key: n for n, key in enumerate(sorted({key for key, *_ in found}))}
@@ -113,7 +118,7 @@ def find_sites(model: nn.Module, component: str) -> list[Site]:
             model=component,
             layer=layers[key],
             slot=slot,
-            **_geometry(module),
+            **(_shared_geometry if family.language else _geometry)(module),
             module=module,
         )
         for key, name, slot, module in found
@@ -130,6 +135,16 @@ def _geometry(module: Any) -> dict[str, int]:
         width = width.out_features
     kv_heads = getattr(module, "num_kv_heads", None) or heads
     return {"heads": heads, "kv_heads": int(kv_heads), "head_dim": int(width) // heads}
+
+
+def _shared_geometry(module: Any) -> dict[str, int]:
+    """As `_geometry`, under the names of transformers, where heads share keys."""
+    heads = int(module.config.num_attention_heads)
+    return {
+        "heads": heads,
+        "kv_heads": heads // int(module.num_key_value_groups),
+        "head_dim": int(module.head_dim),
+    }
 
 
 @lru_cache(64)

@@ -65,6 +65,7 @@ class Auto:
     queries: Tensor
     budget: float
     keeps: bool = True
+    line: None = None
     seen: dict[tuple[int, str], dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
     chosen: dict[tuple[int, str], dict[str, Tensor]] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from attn_control.kernels.sampled import errors, evenly
 from attn_control.kernels.sparse import Where
 from attn_control.masks.block import BlockMask
 from attn_control.masks.grid import Grid
+from attn_control.masks.line import Cut
 from attn_control.masks.selectors import Budget, Sampled, Score, exact_pooled, select_blocks
 
 
@@ -27,6 +28,7 @@ class Best:
     candidates: tuple[Piece, ...]
     queries: Tensor
     keeps: bool
+    line = None
 
     def cost(self, view: View) -> float:
         """As `sparse.Pattern`: scores once, values once and once a candidate."""
@@ -54,15 +56,22 @@ def parted(candidates: Sequence[Piece], best: Tensor) -> list[Piece]:
 class Selected:
     """Blocks of keys that score best, for each head and block of queries.
 
-    grid, order: of the tokens; always: blocks that are kept whatever they score.
+    grid, order: of the tokens; always: blocks that are kept whatever they score; keys: of text the
+    blocks of the keys, which may be more than the queries.
     """
 
-    grid: Grid
+    grid: Grid | Cut
     order: Tensor | None
     budget: Budget
     score: Score
     always: BlockMask | None
     keeps: bool
+    keys: Cut | None = None
+
+    @property
+    def line(self) -> tuple[int, int] | None:
+        """As `sparse.Pattern`."""
+        return None if self.keys is None else (self.grid.length, self.keys.length)
 
     def cost(self, view: View) -> float:
         """As `sparse.Pattern`: scores of the queries that are asked, without values."""
@@ -80,10 +89,19 @@ class Selected:
             self.budget,
             score=self.score,
             grid=self.grid,
+            k_grid=self.keys,
             always=self.always,
             scale=view.scale,
+            allowed=_allowed(seen.keys) if self.keys is not None else None,
         )
         return [Piece(mask, self.order)]
+
+
+def _allowed(mask: Tensor | None) -> Tensor | None:
+    """The pairs that a mask, boolean or additive, lets through."""
+    if mask is None or mask.dtype == torch.bool:
+        return mask
+    return mask > torch.finfo(mask.dtype).min / 2
 
 
 def sampled_queries(before: int, tokens: int, count: int, device: torch.device) -> Tensor:

@@ -29,6 +29,25 @@ def keys_of(mask: Tensor, queries: int, keys: int) -> Tensor | None:
     return _valid(wide) if wide.dtype == torch.bool else _same_rows(wide)
 
 
+def pairs_of(
+    mask: Tensor | None, causal: bool, queries: int, keys: int, like: Tensor
+) -> Tensor | None:
+    """The model's mask of a call on text, of whatever pairs: boolean or additive, (rows or 1, heads
+    or 1, queries or 1, keys); None where everyone reads everyone.
+
+    mask: that, perhaps with keys to spare, or (rows, keys) with 1 for tokens and 0 for padding;
+    causal: asked for instead of a mask.
+    """
+    if mask is None:
+        if not causal:
+            return None
+        on = torch.ones(queries, keys, dtype=torch.bool, device=like.device)
+        return on.tril()[None, None]
+    if mask.ndim == 2:
+        mask = mask.bool()[:, None, None]
+    return mask[..., :keys]
+
+
 def _valid(mask: Tensor) -> Tensor | None:
     seen = torch.zeros_like(mask[..., :1, :])
     for part in mask.split(ROWS, -2):

@@ -13,7 +13,7 @@ from torch import Tensor
 from attn_control.call import Call, Site, Step, heads_of
 from attn_control.errors import AttnControlError
 from attn_control.kernels.corrections import Correction
-from attn_control.kernels.padding import keys_of
+from attn_control.kernels.padding import keys_of, pairs_of
 from attn_control.kernels.pieces import Piece, View, execute, shares
 from attn_control.kernels.scores import log_mass, scale_of
 from attn_control.ledger import Ledger
@@ -27,12 +27,16 @@ POOL = 64
 class Pattern(Protocol):
     """Where masks come from.
 
-    keeps: whether they are chosen at a refresh and used until the next, or at each call. cost: of
-        choosing, in dense attentions.
+    keeps: whether they are chosen at a refresh and used until the next, or at each call. line: of
+        text the numbers of queries and keys; then they stand beside any mask of the model's own.
+        cost: of choosing, in dense attentions.
     """
 
     @property
     def keeps(self) -> bool: ...
+
+    @property
+    def line(self) -> tuple[int, int] | None: ...
 
     def cost(self, view: View) -> float: ...
 
@@ -54,6 +58,7 @@ class Fixed:
 
     made: tuple[Piece, ...]
     keeps = False
+    line = None
 
     def cost(self, view: View) -> float:
         return 0.0
@@ -138,21 +143,26 @@ class SparseSoftmax:
         return groups
 
     def _keys(self, call: Call) -> tuple[Tensor | None, bool]:
-        """The model's mask of padding, and whether that is all it masks."""
-        if call.causal:
-            keys, known = None, False
-        elif call.mask is None:
-            return None, True
-        else:
-            keys = keys_of(call.mask, call.q.shape[2], call.k.shape[2])
-            known = keys is not None
-        if not known:
-            shape = () if call.mask is None else tuple(call.mask.shape)
-            what = "causal" if call.causal else f"of shape {shape}"
-            note = f"attention has a mask of its own that is not padding; it stays dense ({what})"
+        """The model's mask that stands beside ours: of padding, or in text of any pairs; and
+        whether it could be read.
+        """
+        line, lengths = self.pattern.line, (call.q.shape[2], call.k.shape[2])
+        why, keys = call.besides, None
+        if not why and line is not None:
+            if line == lengths:
+                return pairs_of(call.mask, call.causal, *lengths, call.q), True
+            why = f"{lengths[0]} queries and {lengths[1]} keys, expected {line[0]} and {line[1]}"
+        elif not why and call.causal:
+            why = "a mask of its own that is not padding (causal)"
+        elif not why and call.mask is not None:
+            keys = keys_of(call.mask, *lengths)
+            shape = tuple(call.mask.shape)
+            why = "" if keys is not None else f"a mask of its own that is not padding ({shape})"
+        if why:
+            note = f"attention has {why}; it stays dense"
             if self.ledger.note(note):
                 warnings.warn(f"{self.who}: {self.site.label}: {note}", stacklevel=2)
-        return keys, known
+        return keys, not why
 
     def _view(self, call: Call, rows: slice, keys: Tensor | None) -> View:
         total, some = call.q.shape[1], len(self.heads) < call.q.shape[1]

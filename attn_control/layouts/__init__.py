@@ -34,10 +34,13 @@ from attn_control.layouts.joint import (
     video_then_valid_text_by_row,
 )
 from attn_control.layouts.parts import Arguments, LayoutOf
+from attn_control.layouts.text import cache_facts, cached_then_canvas, prompt_then_response
 
 __all__ = [
     "Arguments",
     "LayoutOf",
+    "cache_facts",
+    "cached_then_canvas",
     "channels_last_video_and_text",
     "frames_first_video_and_text",
     "image_asks_text_and_image",
@@ -45,6 +48,7 @@ __all__ = [
     "packed_video_and_text",
     "padded_image_then_text",
     "padded_rows",
+    "prompt_then_response",
     "reference_video_and_text",
     "stretches_then_image",
     "text_then_frames",

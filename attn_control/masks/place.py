@@ -9,6 +9,11 @@ from attn_control.errors import AttnControlError
 from attn_control.masks.grid import Grid
 
 
+def suited(length: int) -> int:
+    """Tokens a block for so many: 128 from 16,384 up, 64 from 1,024, else 32."""
+    return 128 if length >= 16384 else 64 if length >= 1024 else 32
+
+
 @dataclass(frozen=True)
 class Place:
     """Tokens of one picture or video, between others that every query reads and that read all.
@@ -58,12 +63,8 @@ class Place:
         return tuple(self.shape[axis] for axis in self.axes)
 
     def block(self, given: int | None) -> int:
-        """Tokens a block: as given, or what suits the length: 128 from 16,384 tokens up, 64 from
-        1,024, else 32.
-        """
-        if given is not None:
-            return given
-        return 128 if self.length >= 16384 else 64 if self.length >= 1024 else 32
+        """Tokens a block: as given, or what suits the length."""
+        return suited(self.length) if given is None else given
 
     def box(self, block: int) -> tuple[int, ...]:
         """A tile of at most ``block`` tokens, as near to a cube as powers of two allow, and no

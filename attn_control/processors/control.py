@@ -97,6 +97,14 @@ class Control:
     call.
     """
 
+    reads_text: ClassVar[bool] = False
+    """Whether it also acts in language models, whose tokens are text in a line."""
+
+    @property
+    def text_only(self) -> bool:
+        """Whether it asks for something that only a text has."""
+        return False
+
     def stays_dense(self, step: Step) -> bool:
         """Whether it leaves a step of its window alone."""
         return False

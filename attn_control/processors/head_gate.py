@@ -32,6 +32,7 @@ class HeadGate(Control):
     tokens: str = "all"
 
     allowed = SLOTS
+    reads_text = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -155,9 +155,13 @@ class SparseControl(Control):
                 f"{self}: its policy keeps every step of window {self.window!r} dense"
             )
 
+    def place(self, layout: Layout) -> Any:
+        """The geometry that its methods are given. Raises AttnControlError if there is none."""
+        return Place.of(layout)
+
     def check(self, site: Site, layout: Layout) -> None:
         try:
-            place = Place.of(layout)
+            place = self.place(layout)
         except AttnControlError as error:
             raise AttnControlError(f"{self}: cannot act at {site.label}: {error}") from None
         self.check_place(site, place)
@@ -174,7 +178,7 @@ class SparseControl(Control):
         rows: tuple[int, int] | None,
     ) -> None:
         assert layout is not None
-        place, records = Place.of(layout), builder.records
+        place, records = self.place(layout), builder.records
         ledger = records.ledgers[number]
         ledger.place = place
         if place.length < self.policy.min_tokens:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attn_control.masks.bounds import bounds_of
 from attn_control.masks.grid import Grid
+from attn_control.masks.line import Cut
 from attn_control.masks.say import at_least
 
 ROWS = 1024
@@ -37,7 +38,7 @@ class Blocks:
     slots: Tensor
 
     @classmethod
-    def of(cls, grid: Grid, device: torch.device) -> Blocks:
+    def of(cls, grid: Grid | Cut, device: torch.device) -> Blocks:
         bounds = bounds_of(grid.regions, grid.block)
         sizes = np.diff(bounds)
         slots = np.minimum(bounds[:-1, None] + np.arange(grid.block), bounds[1:, None] - 1)
@@ -106,34 +107,70 @@ class Sampled:
         at_least("Sampled", "rows", self.rows, 1)
 
     def __call__(
-        self, q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, scale: float
+        self,
+        q: Tensor,
+        k: Tensor,
+        q_blocks: Blocks,
+        k_blocks: Blocks,
+        scale: float,
+        allowed: Tensor | None = None,
     ) -> Tensor:
         asked = []
         for start, stop in zip(q_blocks.bounds, q_blocks.bounds[1:], strict=False):
             count = min(self.rows, stop - start)
             asked.append(start + (2 * np.arange(count) + 1) * (stop - start) // (2 * count))
-        return _mass(q, k, q_blocks, k_blocks, scale, np.concatenate(asked))
+        return _mass(q, k, q_blocks, k_blocks, scale, np.concatenate(asked), allowed)
 
 
-def exact_pooled(q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, scale: float) -> Tensor:
+def exact_pooled(
+    q: Tensor,
+    k: Tensor,
+    q_blocks: Blocks,
+    k_blocks: Blocks,
+    scale: float,
+    allowed: Tensor | None = None,
+) -> Tensor:
     """The attention of all queries (SparseD, arXiv 2509.24014): as dear as dense attention, for
     steps that pay for it anyway.
+
+    allowed: as in `select_blocks`.
     """
-    return _mass(q, k, q_blocks, k_blocks, scale, np.arange(q.shape[2]))
+    return _mass(q, k, q_blocks, k_blocks, scale, np.arange(q.shape[2]), allowed)
 
 
 def _mass(
-    q: Tensor, k: Tensor, q_blocks: Blocks, k_blocks: Blocks, scale: float, asked: np.ndarray
+    q: Tensor,
+    k: Tensor,
+    q_blocks: Blocks,
+    k_blocks: Blocks,
+    scale: float,
+    asked: np.ndarray,
+    allowed: Tensor | None,
 ) -> Tensor:
     """Logarithm of the mean share of the queries ``asked`` (int, ascending)."""
     out = q.new_zeros(*q.shape[:2], len(q_blocks), len(k_blocks), dtype=torch.float32)
     keys = k.float().mT * scale
     rows = torch.from_numpy(asked).to(q.device)
     for chunk in rows.split(ROWS):
-        weights = (q[:, :, chunk].float() @ keys).softmax(-1)
+        weights = q[:, :, chunk].float() @ keys
+        if allowed is None:
+            weights = weights.softmax(-1)
+        else:
+            reads = allowed if allowed.shape[2] == 1 else allowed[:, :, chunk]
+            # A query that may read nothing has no shares.
+            weights = weights.masked_fill(~reads, float("-inf")).softmax(-1).nan_to_num(0.0)
         out.index_add_(2, q_blocks.home[chunk], _into(weights, 3, k_blocks))
     asks = torch.bincount(q_blocks.home[rows], minlength=len(q_blocks))
     return (out / asks[:, None]).clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
+def any_in(allowed: Tensor, q_blocks: Blocks, k_blocks: Blocks) -> Tensor:
+    """Which pairs of blocks hold an allowed pair: bool (batch, heads, q_blocks or 1, k_blocks).
+
+    allowed: bool (batch, heads, q_tokens or 1, k_tokens).
+    """
+    found = _into(allowed.float(), 3, k_blocks)
+    return (found if found.shape[2] == 1 else _into(found, 2, q_blocks)) > 0
 
 
 def _into(x: Tensor, dim: int, blocks: Blocks) -> Tensor:

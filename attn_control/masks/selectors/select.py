@@ -8,8 +8,16 @@ from torch import Tensor
 from attn_control.errors import AttnControlError
 from attn_control.masks.block import BlockMask
 from attn_control.masks.grid import Grid
+from attn_control.masks.line import Cut
 from attn_control.masks.selectors.budgets import Budget
-from attn_control.masks.selectors.scores import Blocks, Score, mean_pooled
+from attn_control.masks.selectors.scores import (
+    Blocks,
+    Sampled,
+    Score,
+    any_in,
+    exact_pooled,
+    mean_pooled,
+)
 
 
 @torch.no_grad()
@@ -19,11 +27,12 @@ def select_blocks(
     budget: Budget,
     *,
     score: Score = mean_pooled,
-    grid: Grid | None = None,
-    k_grid: Grid | None = None,
+    grid: Grid | Cut | None = None,
+    k_grid: Grid | Cut | None = None,
     always: BlockMask | None = None,
     own: bool = True,
     scale: float | None = None,
+    allowed: Tensor | None = None,
 ) -> BlockMask:
     """Keep the key blocks that score best, for each batch row, head and query block.
 
@@ -38,6 +47,9 @@ def select_blocks(
         always: what is kept whatever it scores: text, a sink, a neighbourhood.
         own: whether each query block keeps its own key block, where both sides have one grid.
         scale: of the scores, 1 / sqrt(head_dim) if left out.
+        allowed: bool (batch or 1, heads or 1, q_tokens or 1, k_tokens), the pairs that the model
+            itself lets through. Blocks without one are the last that a budget takes, and are then
+            left out; attention that is computed (`exact_pooled`, `Sampled`) is that of these pairs.
 
     Returns:
         A mask of batch x heads lists on q's device.
@@ -57,7 +69,14 @@ def select_blocks(
     q_blocks, k_blocks = Blocks.of(grid, q.device), Blocks.of(k_grid, q.device)
     keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    table = budget.keep(score(q, keys, q_blocks, k_blocks, scale), k_blocks)
+    if allowed is None:
+        table = budget.keep(score(q, keys, q_blocks, k_blocks, scale), k_blocks)
+    else:
+        computed = score is exact_pooled or isinstance(score, Sampled)
+        more = {"allowed": allowed} if computed else {}
+        some = any_in(allowed, q_blocks, k_blocks)
+        scores = score(q, keys, q_blocks, k_blocks, scale, **more)
+        table = budget.keep(scores.masked_fill(~some, float("-inf")), k_blocks) & some
     if own and grid == k_grid:
         table = table | torch.eye(len(q_blocks), dtype=torch.bool, device=q.device)
     mask = BlockMask.from_table(
