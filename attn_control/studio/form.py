@@ -21,10 +21,11 @@ ControlOptions = tuple[str, dict[str, Any]]
 class Field:
     """One option of a control.
 
-    kind: "number", "whole", "choice", "switch", "text"; "heads" and "layers" are selectors, to be
-        clicked in a grid; "window" takes two fields, from and to. `option` may be one inside
-        another, "policy.first". `start` is what the page opens with, where that is not the
-        control's own default; `absent` is a value that stands for leaving the option out.
+    kind: "number", "whole", "choice", "switch", "text"; "share" is a number beside which whole
+        ones are counts, so that 1 is not 1.0; "heads" and "layers" are selectors, to be clicked in
+        a grid; "window" takes two fields, from and to. `option` may be one inside another,
+        "policy.first". `start` is what the page opens with, where that is not the control's own
+        default; `absent` is a value that stands for leaving the option out.
     """
 
     option: str
@@ -92,7 +93,7 @@ class Method:
             )
             return f"{first:g}-{last:g}"
         value = form.get(f"{self.control}.{field.option}")
-        if field.kind == "number":
+        if field.kind in ("number", "share"):
             return float(self._number(value, field.label))
         if field.kind == "whole":
             number = self._number(value, field.label)
@@ -154,7 +155,9 @@ class Method:
     def _fits(self, field: Field, value: Any) -> bool:
         if field.kind == "switch":
             return isinstance(value, bool)
-        if field.kind in ("number", "whole"):
+        if field.kind == "share" and type(value) is not float:
+            return False
+        if field.kind in ("number", "whole", "share"):
             plain = isinstance(value, (int, float)) and not isinstance(value, bool)
             return plain and field.low <= value <= field.high
         if field.kind == "choice":

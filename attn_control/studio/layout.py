@@ -101,8 +101,8 @@ def _field(ui: Ui, method: Method, field: Field) -> None:
                 ui.ask(key, gr.Slider(0, 1, value=start[key], step=0.01, label=label))
     elif field.kind in GRIDS:
         _grid(ui, method, field)
-    elif field.kind in ("number", "whole"):
-        step = field.step if field.kind == "number" else 1
+    elif field.kind in ("number", "whole", "share"):
+        step = 1 if field.kind == "whole" else field.step
         part = gr.Slider(
             field.low, field.high, value=start[name], step=step, label=field.label, info=field.info
         )

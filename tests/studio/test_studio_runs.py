@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import random
@@ -14,6 +15,7 @@ from PIL import Image
 
 from attn_control.errors import AttnControlError
 from attn_control.render.command import render
+from attn_control.session import Session
 from attn_control.studio.runner import Runner, Stopped
 from attn_control.studio.settings import Refused, Settings
 from attn_control.studio.studio import Studio
@@ -37,6 +39,11 @@ def at_rest(pipe):
         type(each).__module__.startswith("diffusers") for each in model.attn_processors.values()
     )
     assert "step" not in vars(pipe.scheduler)
+
+
+def open_sessions():
+    gc.collect()
+    return {id(each) for each in gc.get_objects() if type(each) is Session and not each._closed}
 
 
 def test_a_run_makes_both_sides_and_says_what_fired(studio, form, tiny_sd3):
@@ -207,25 +214,47 @@ def test_whatever_work_raises_the_line_goes_on(error):
     runner.close()
 
 
-def test_fifty_queued_runs_with_random_cancels_leave_nothing(tiny_sd3, form):
-    """Real renders; a third is cancelled in the line or under way, from other threads."""
+def test_fifty_queued_runs_with_random_cancels_leave_nothing(tiny_sd3, form, monkeypatch):
+    """Real renders, some cancelled in the line, some at a step under way, from other threads."""
     rng = random.Random(0)
     studio = Studio(Settings(waiting=60, kept=10), METHODS)
+    fates = [rng.choice(["done", "done", "line", "step"]) for _ in range(50)]
+    at_step = {f"page {n}": rng.randint(1, 4) for n, fate in enumerate(fates) if fate == "step"}
+    steps, step, gate = {}, type(tiny_sd3.scheduler).step, threading.Event()
+    before = open_sessions()
+
+    def cancel(owner):
+        thread = threading.Thread(target=studio.cancel, args=[owner])
+        thread.start()
+        thread.join()
+
+    def watched(self, *arguments, **options):
+        owner = studio.runner._now.owner
+        steps[owner] = steps.get(owner, 0) + 1
+        if steps[owner] == at_step.get(owner):
+            cancel(owner)
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(type(tiny_sd3.scheduler), "step", watched)
     try:
         studio.facts("shapes-sd3")
-        runs, timers = {}, []
-        for number in range(50):
+        runs = {}
+        studio.runner.submit("gate", lambda run: gate.wait(60))
+        for number, fate in enumerate(fates):
             owner = f"page {number}"
             runs[owner] = studio.submit(owner, form | {"seed": number, "steps": 2})
-            if rng.random() < 0.4:
-                timer = threading.Timer(rng.random() * 0.3, studio.cancel, [owner])
-                timer.start()
-                timers.append(timer)
-        states = [finished(run, 280).state for run in runs.values()]
-        for timer in timers:
-            timer.join()
-        assert set(states) <= {"done", "cancelled"} and states.count("cancelled") >= 5
-        assert states.count("done") >= 20
+            if fate == "line":
+                cancel(owner)
+                cancel(owner)  # an impatient visitor
+        gate.set()
+        assert all(finished(run, 280) for run in runs.values())
+        for number, fate in enumerate(fates):
+            run = runs[f"page {number}"]
+            wanted = "done" if fate == "done" else "cancelled"
+            assert run.state == wanted, f"{number}, {fate}: {run.error}"
+            assert (run.started is None) == (fate == "line")
+        assert all(steps[owner] == at for owner, at in at_step.items()), "at that very step"
+        assert 5 < fates.count("line") and 5 < fates.count("step")
         assert not studio.runner._line and studio.runner._now is None
         assert len([each for each in studio.folder.iterdir() if each.is_dir()]) <= 10
         at_rest(tiny_sd3)
@@ -234,6 +263,8 @@ def test_fifty_queued_runs_with_random_cancels_leave_nothing(tiny_sd3, form):
     finally:
         studio.close()
     assert not studio.folder.exists()
+    assert not studio.runner._thread.is_alive()
+    assert open_sessions() <= before, "a session is open"
 
 
 def test_the_pages_record_is_inside_the_picture(studio, form):

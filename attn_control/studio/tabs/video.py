@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from attn_control.kernels.corrections import CORRECTIONS
+from attn_control.processors.neighborhood import ORDERS
+from attn_control.processors.selected import SCORES
+from attn_control.processors.spatial_temporal import WHEN
 from attn_control.studio.form import WINDOW, Field, Method
 
 NAME = "Video"
@@ -22,6 +25,7 @@ FIRST = Field(
 )
 REFRESH = Field("policy.refresh", "a dense step again every", "whole", low=1, high=50, info="steps")
 DENSE = Field("policy.layers", "dense layers", "text", info="for example L0; empty for none")
+TARGET = Field("target_density", "target density", low=0.05, step=0.01, info="of all pairs")
 ALWAYS = (CORRECTION, FIRST, REFRESH, DENSE, WINDOW)
 
 
@@ -67,15 +71,64 @@ METHODS = (
     Method(
         "SpatialTemporalAttention",
         "Spatial and temporal heads",
-        "Gives each head the mask that its sampled queries lose least by: its own frame, or its "
-        "own place in all frames. It decides while it runs, so that no mask can be drawn before.",
+        "Gives each head the mask that its sampled queries lose least by: tokens near in the "
+        "picture, or near in time. It decides while it runs, so that no mask can be drawn before.",
         "https://arxiv.org/abs/2502.01776",
         "Sparse VideoGen, arXiv 2502.01776",
         (
             HEADS,
-            Field("target_density", "target density", low=0.05, step=0.01, info="of all pairs"),
+            TARGET,
             *ALWAYS,
         ),
+    ),
+    Method(
+        "SelectedAttention",
+        "Blocks that score best",
+        "Lets each block of queries read the blocks of keys that score best for it, head by head. "
+        "It scores them while it runs, so that no mask can be drawn before.",
+        "https://arxiv.org/abs/2509.24014",
+        "SparseD, arXiv 2509.24014",
+        (
+            HEADS,
+            Field(
+                "keep", "keep, share of the blocks", "share", start=0.25, step=0.01,
+                info="0: a quarter, or as many as top p asks for", absent=0.0,
+            ),
+            Field(
+                "top_p", "top p, share of attention", "share", start=0.0, step=0.01,
+                info="the fewest blocks that hold so much; 0 asks for nothing", absent=0.0,
+            ),
+            Field("score", "score", "choice", choices=SCORES, info="exact costs half of dense"),
+            Field("order", "order of tokens", "choice", choices=ORDERS),
+            Field(
+                "select_at", "chosen anew", "choice", choices=WHEN,
+                info="at each step needs the correction none",
+            ),
+            *ALWAYS,
+        ),
+    ),
+    Method(
+        "ReshapedAttention",
+        "A narrow band, reshaped",
+        "Lets a query read a narrow band of keys around its place, in a video the same band of "
+        "every frame. What it finds is scaled back to its share of the last dense softmax.",
+        "https://arxiv.org/abs/2505.22918",
+        "Re-ttention, arXiv 2505.22918",
+        (
+            HEADS,
+            Field("width", "width, share of a frame", low=0.00625, high=0.5, step=0.00625),
+            *ALWAYS,
+        ),
+    ),
+    Method(
+        "AutoSparse",
+        "A mask for each head",
+        "Measures in the last dense step what each head would lose under several masks, and gives "
+        "much to heads that need much, at one mean density (ours; the price is MoA's). It decides "
+        "while it runs, so that no mask can be drawn before.",
+        "https://arxiv.org/abs/2406.14909",
+        "after MoA, arXiv 2406.14909",
+        (HEADS, TARGET, *ALWAYS),
     ),
 )  # fmt: skip
 
