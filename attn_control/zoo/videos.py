@@ -142,11 +142,15 @@ def place_video(
 
 
 def sample_video(
-    seed: int, pairs: tuple[tuple[str, str], ...] = SEEN_PAIRS, crossing: bool | None = None
+    seed: int,
+    pairs: tuple[tuple[str, str], ...] = SEEN_PAIRS,
+    crossing: bool | None = None,
+    frames: int = FRAMES,
 ) -> Video:
     """A random video, the same for the same seed; with a crossing in 60 % unless `crossing` says.
 
-    pairs: the (colour, shape) pairs it may use; the default leaves the held-out ones out.
+    pairs: the (colour, shape) pairs it may use; the default leaves the held-out ones out. frames:
+    over how many the same way is spread.
     """
     rng = np.random.default_rng([seed, 20261125])
     if crossing is None:
@@ -157,4 +161,4 @@ def sample_video(
     how = str(rng.choice(CROSSINGS)) if crossing else None
     direction, ground = str(rng.choice(list(DIRECTIONS))), str(rng.choice(list(BACKGROUNDS)))
     said = None if rng.random() < 0.15 else ground
-    return place_video(VideoSpec(mover, direction, how, still, said), rng, ground)
+    return place_video(VideoSpec(mover, direction, how, still, said), rng, ground, frames)
