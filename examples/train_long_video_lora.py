@@ -39,6 +39,12 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TIMES = (0.5, 0.8)  # at which validation looks
 FIRST = {"train": 100_000, "held_out": 200_000}  # seeds of clips; the model has seen 0 to 5,999
 SAVE_EVERY = 10
+DEFAULTS = {
+    "frames": 33, "clips": 160, "held_out": 10,  # pixel frames (the model learnt 17), videos
+    "steps": 80, "batch": 1, "rank": 16, "rate": 1e-3, "seed": 0,  # the rate falls to zero
+    "decay": 0.2, "block": 32, "dense_layers": "L0",  # of the mask; the paper keeps the first dense
+    "prompts": 4, "sampling_steps": 8,  # of the fixed prompts with one object
+}  # fmt: skip
 QUICK = {"clips": 24, "held_out": 4, "steps": 12, "prompts": 1, "sampling_steps": 4}
 
 
@@ -92,15 +98,12 @@ def encode(args):
     if file.is_file():
         return torch.load(file, weights_only=True)
     pipe = load()
-    config, length = pipe.vae.config, zoo.defaults(MODEL)["max_sequence_length"]
-    mean, std = (
-        torch.tensor(x)[:, None, None, None] for x in (config.latents_mean, config.latents_std)
-    )
+    length = zoo.defaults(MODEL)["max_sequence_length"]
+    both = pipe.vae.config.latents_mean, pipe.vae.config.latents_std
+    mean, std = (torch.tensor(x)[:, None, None, None] for x in both)
 
     def states_of(caption):
-        return pipe.encode_prompt(
-            caption, do_classifier_free_guidance=False, max_sequence_length=length
-        )[0]
+        return pipe.encode_prompt(caption, None, False, max_sequence_length=length)[0]
 
     data = {"empty": states_of("")}
     for kind, count in (("train", args.clips), ("held_out", args.held_out)):
@@ -142,12 +145,11 @@ class Arm:
         self.pipe = load()
         self.model = self.pipe.transformer.train()
         torch.manual_seed(args.seed)
-        self.model.add_adapter(
-            LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=TARGETS)
-        )
+        config = LoraConfig(r=args.rank, lora_alpha=args.rank, target_modules=TARGETS)
+        self.model.add_adapter(config)
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights)
-        self.seconds, self.losses = [], []
+        self.losses, self.seconds = [], []
 
     def step(self, examples, rate):
         """One step; keeps its loss and its time."""
@@ -163,17 +165,13 @@ class Arm:
         self.seconds.append(time.perf_counter() - began)
 
     def state(self):
-        return {
-            "lora": get_peft_model_state_dict(self.model),
-            "optimizer": self.optimizer.state_dict(),
-            "seconds": self.seconds,
-            "losses": self.losses,
-        }
+        lora, optimizer = get_peft_model_state_dict(self.model), self.optimizer.state_dict()
+        return {"lora": lora, "optimizer": optimizer, "log": [self.losses, self.seconds]}
 
     def restore(self, state):
         set_peft_model_state_dict(self.model, state["lora"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.seconds, self.losses = state["seconds"], state["losses"]
+        self.losses, self.seconds = state["log"]
 
 
 def train(args, data):
@@ -256,25 +254,17 @@ def evaluate(args, data):
 
 def table(cells, training):
     """What was found, as Markdown."""
-    lines = [
-        "| tuned | runs | pairs computed | validation loss | change, 95 % | frames right |"
-        " direction right |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = "tuned | runs | pairs computed | held-out loss | change, 95 % | frames right | direction"
+    lines = [f"| {head} |", "|---" * 7 + "|"]
     untuned = np.mean(cells[0]["losses"], 1)
     for cell in cells:
         losses, scores = np.mean(cell["losses"], 1), cell["scores"]
         change = bootstrap_paired(losses, untuned)
-        columns = [
-            cell["tuned"],
-            cell["runs"],
-            f"{cell['computed']:.0%}",
-            f"{losses.mean():.4f}",
-            f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]",
-            f"{np.mean([s['frames'] for s in scores]):.0%}" if scores else "-",
-            f"{sum(s['direction'] for s in scores)} of {len(scores)}",
-        ]
-        lines.append(f"| {' | '.join(columns)} |")
+        told = [cell["tuned"], cell["runs"], f"{cell['computed']:.0%}", f"{losses.mean():.4f}"]
+        told.append(f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]")
+        told.append(f"{np.mean([s['frames'] for s in scores]):.0%}" if scores else "-")
+        told.append(f"{sum(s['direction'] for s in scores)} of {len(scores)}")
+        lines.append(f"| {' | '.join(told)} |")
     dense, radial = (np.array(training[name]["seconds"]) for name in ARMS)
     low, middle, high = np.quantile(radial / dense, (0.25, 0.5, 0.75))
     lines.append(
@@ -292,36 +282,31 @@ def options(argv=None):
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="to see it work, not to learn much")
-    parser.add_argument("--frames", type=int, default=33, help="pixel frames; the model's are 17")
-    parser.add_argument("--clips", type=int, default=160)
-    parser.add_argument("--held-out", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--decay", type=float, default=0.2)
-    parser.add_argument("--block", type=int, default=32)
-    parser.add_argument("--dense-layers", default="L0", help="these stay dense; '' for none")
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--sampling-steps", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, value in DEFAULTS.items():
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(value), default=value, help=f"default: {value}")
     if parser.parse_args(argv).quick:
         parser.set_defaults(**QUICK)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("clips", "held_out", "steps", "batch", "rank", "sampling_steps"):
+        if getattr(args, name) < 1:
+            parser.error(f"expected {name} of 1 or more, got {getattr(args, name)}")
+    if args.frames < 5 or args.frames % 2 == 0:
+        parser.error(f"expected an odd number of frames, 5 or more, got {args.frames}")
+    return args
 
 
 def main(argv=None):
     args = options(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "quick")}
+    settings = {name: getattr(args, name) for name in DEFAULTS}
     file = args.out / "settings.json"
     before = json.loads(file.read_text()) if file.is_file() else settings
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise AttnControlError(
-                f"{args.out} holds a run with {name}={before.get(name)!r}, this one has"
-                f" {name}={value!r}; expected the same settings, or another --out"
-            )
+    if before != settings:
+        raise AttnControlError(
+            f"{args.out} holds a run of other settings; expected them again, or another --out:"
+            f" {before} there, {settings} here"
+        )
     file.write_text(json.dumps(settings))
     data = encode(args)
     training = train(args, data)

@@ -146,7 +146,7 @@ def test_a_run_learns_through_the_mask_and_goes_on_where_it_was_left(
     assert "median of 6 pairs in turns" in told
     assert len(list((tmp_path / "run").glob("*.mp4"))) == 6
 
-    with pytest.raises(AttnControlError, match="holds a run with rank=4, this one has rank=8"):
+    with pytest.raises(AttnControlError, match="run of other settings.*'rank': 4.*'rank': 8"):
         module.main([*call, "--rank", "8"])
 
 
@@ -172,6 +172,17 @@ def test_without_peft_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(SystemExit, match=r"attn-control\[train\]"):
         script()
+
+
+def test_says_what_is_wrong_with_an_option(capsys):
+    module = script()
+    for given, said in (
+        ("--steps 0", "expected steps of 1 or more, got 0"),
+        ("--frames 32", "expected an odd number of frames, 5 or more, got 32"),
+    ):
+        with pytest.raises(SystemExit):
+            module.options(["--out", "x", *given.split()])
+        assert said in capsys.readouterr().err
 
 
 def test_quick_changes_defaults_only():

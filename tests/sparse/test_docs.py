@@ -25,7 +25,7 @@ def test_the_code_runs_in_order(capsys):
     pipe, call = video(steps=8, size=128)
     names = {"pipe": pipe, "call": call | {"num_frames": 17, "output_type": "latent"}}
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for number, block in enumerate(blocks):
         exec(compile(block, f"docs/sparse-video.md, block {number}", "exec"), names)
     told = capsys.readouterr().out
