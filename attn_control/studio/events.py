@@ -19,7 +19,7 @@ from attn_control.studio.runner import Run
 from attn_control.studio.settings import Refused
 from attn_control.studio.studio import Studio
 from attn_control.studio.tabs import TAB_OF
-from attn_control.studio.turns import ASK, Turns
+from attn_control.studio.turns import ASK, SHOW, WROTE
 
 POLL = 0.1  # seconds between two looks at a run
 SHOWN = 40  # pictures that the gallery keeps
@@ -38,7 +38,7 @@ def connect(page: gr.Blocks, ui: Ui, studio: Studio) -> None:
 
 class _Events:
     def __init__(self, ui: Ui, studio: Studio) -> None:
-        self.ui, self.studio, self.turns = ui, studio, Turns()
+        self.ui, self.studio = ui, studio
 
     # ---- from names to components
 
@@ -74,17 +74,28 @@ class _Events:
         fills.append(
             remove.click(lambda: self.parts_of(self.pictured("")), None, pictured, **_QUICK)
         )
-        # Many answers may be under way, and come in any order: the browser counts its questions.
-        turn = ui.add("turn", gr.Number(0, visible=False))
-        asked, written = [*ui.fields, turn], [text, parts["foreseen"]]
-        now: dict[str, Any] = {"queue": False, "js": ASK, **_QUICK}
-        changes = [part.change for part in ui.fields]
-        gr.on([*changes, page.load], self.write, asked, written, trigger_mode="always_last", **now)
-        for fill in fills:  # fields that are out of sight report no change
-            fill.then(self.write, asked, written, **now)
-        # Words that somebody writes there are not written over by an answer that is under way.
-        text.input(self.typed, [turn], None, trigger_mode="multiple", **now)
+        self.write_along(page, fills)
         page.unload(self.leave)
+
+    def write_along(self, page: gr.Blocks, fills: list[Any]) -> None:
+        """The job and what is foreseen follow the fields."""
+        ui, parts = self.ui, self.ui.parts
+        shown = [parts["job.text"], parts["foreseen"]]
+        turn = ui.add("turn", gr.Number(0, visible=False))
+        answer = [turn, gr.Textbox(visible=False), gr.HTML(visible=False)]
+        asks: dict[str, Any] = {"queue": False, "js": ASK, **_QUICK}
+        changes = [part.change for part in ui.fields]
+        asked = [
+            gr.on(
+                [*changes, page.load], self.write, [*ui.fields, turn], answer,
+                trigger_mode="always_last", **asks,
+            ),
+            # Fields that are out of sight report no change.
+            *(fill.then(self.write, [*ui.fields, turn], answer, **asks) for fill in fills),
+        ]  # fmt: skip
+        for each in asked:
+            each.then(None, [*answer, *shown], shown, js=SHOW, **_QUICK)
+        parts["job.text"].input(None, None, None, js=WROTE, trigger_mode="multiple", **_QUICK)
 
     def named(self, names: list[str]) -> list[Any]:
         return [self.ui.parts[name] for name in names]
@@ -202,7 +213,6 @@ class _Events:
 
     def leave(self, request: gr.Request) -> None:
         self.studio.cancel(owner_of(request))
-        self.turns.leave(owner_of(request))
 
     # ---- what fills the page
 
@@ -257,17 +267,10 @@ class _Events:
 
         return lambda: self.fill(make)
 
-    def typed(self, request: gr.Request, turn: Any) -> None:
-        self.turns.ask(owner_of(request), turn)
-
-    def write(self, request: gr.Request, *values: Any) -> tuple[Any, Any]:
+    def write(self, *values: Any) -> tuple[Any, str, str]:
         """The job of the page as it is now, and what its sparse controls would do."""
         *fields, turn = values
-        owner = owner_of(request)
-        if not self.turns.ask(owner, turn):
-            return gr.skip(), gr.skip()
-        found = self.written(self.form(tuple(fields)))
-        return found if self.turns.holds(owner, turn) else (gr.skip(), gr.skip())
+        return turn, *self.written(self.form(tuple(fields)))
 
     def written(self, form: Form) -> tuple[str, str]:
         try:

@@ -29,6 +29,14 @@ def prompts_as_noise(pipe, tokens, pooled=None):
     return pipe
 
 
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory):
+    """A folder with an untrained shapes-flux, which takes reference pictures."""
+    from tiny_zoo import export_tiny
+
+    return export_tiny(tmp_path_factory.mktemp("toys"), "shapes-flux")
+
+
 @pytest.fixture
 def tiny_sd3(monkeypatch, tmp_path):
     """The zoo has one model: a stock SD3 pipeline of random weights, 16 x 16 pixels, 3 steps."""

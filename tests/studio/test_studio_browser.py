@@ -11,7 +11,6 @@ import io
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +22,8 @@ sync = pytest.importorskip("playwright.sync_api", reason="no playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = os.environ.get("ATTN_CONTROL_AXE", "")
 SHOTS = Path(__file__).parents[2] / "out" / "studio"
-# What a machine that does other things too may take longer than an idle one.
-SLOWER = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-PATIENCE = 90_000 * SLOWER
+# Of a busy machine: what takes how long is for benchmarks/studio_first_picture.py to say.
+PATIENCE = 300_000
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1200),
@@ -34,8 +32,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """The real page on the real shapes-sd3, beside a Wan pipeline of random weights."""
+def served(tmp_path_factory, toys):
+    """The real page on the real shapes-sd3, beside a Wan and a Flux of random weights."""
     import tiny_pipelines
     from studio.conftest import prompts_as_noise
 
@@ -47,18 +45,22 @@ def served(tmp_path_factory):
     prompts_as_noise(wan, (5, 16))
     size = {"height": 128, "width": 128, "num_frames": 9}
     start = {**size, "num_inference_steps": 4, "guidance_scale": 2.0}
+    flux = {**zoo.defaults("shapes-flux"), "num_inference_steps": 2, "height": 64, "width": 64}
     folder = tmp_path_factory.mktemp("wan")
-    kept = {name: getattr(zoo, name) for name in ("NAMES", "path", "load", "defaults")}
+    kept = {name: getattr(zoo, name) for name in ("path", "load", "defaults")}
 
-    def instead(name, value):
+    def instead(name, models):
         real = kept[name]
-        return lambda model, **options: value if model == "shapes-wan" else real(model, **options)
+        return lambda model, **how: models[model] if model in models else real(model, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zoo, "NAMES", tuple(dict.fromkeys([*zoo.NAMES, "shapes-wan"])))
-        patch.setattr(zoo, "path", instead("path", folder))
-        patch.setattr(zoo, "load", instead("load", wan))
-        patch.setattr(zoo, "defaults", instead("defaults", start))
+        names = dict.fromkeys([*zoo.NAMES, "shapes-wan", "shapes-flux"])
+        paths = {"shapes-wan": folder, "shapes-flux": toys / "shapes-flux"}
+        starts = {"shapes-wan": start, "shapes-flux": flux}
+        patch.setattr(zoo, "NAMES", tuple(names))
+        patch.setattr(zoo, "path", instead("path", paths))
+        patch.setattr(zoo, "load", instead("load", {"shapes-wan": wan}))
+        patch.setattr(zoo, "defaults", instead("defaults", starts))
         page, studio, address = launch(Settings(), block=False)
         yield studio, address
         page.close(verbose=False)
@@ -95,17 +97,18 @@ class Visit:
 
     def shot(self, name):
         SHOTS.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+        # Pictures for people: a page that is drawn slowly is no failure of what is tested.
+        self.page.screenshot(path=SHOTS / f"{name}.png", full_page=True, animations="disabled")
 
     def tab(self, name):
         self.page.get_by_role("tab", name=name, exact=True).click()
 
     def section(self, control):
-        self.page.locator(
-            f"#section-{control} > button, #section-{control} .label-wrap"
-        ).first.click()
-        self.page.wait_for_selector(f"#section-{control} input[type=checkbox]:visible")
-        return self.page.locator(f"#section-{control}")
+        section = self.page.locator(f"#section-{control}")
+        if not section.locator("input[type=checkbox]").first.is_visible():
+            section.locator(".label-wrap").first.click()
+            section.locator("input[type=checkbox]").first.wait_for()
+        return section
 
     def steps(self, count):
         if not self.page.locator("#steps").is_visible():
@@ -113,6 +116,20 @@ class Visit:
         field = self.page.locator("#steps input[type=number]")
         field.fill(str(count))
         field.press("Enter")
+
+    def model(self, name):
+        box = self.page.locator("#model input")
+        box.fill(name)
+        box.press("Enter")
+        box.press("Tab")
+
+    def yaml(self, words):
+        """Wait until the job says so; the job."""
+        self.page.wait_for_function(
+            "words => document.querySelector('#job-yaml textarea')?.value.includes(words)",
+            arg=words,
+        )
+        return self.page.locator("#job-yaml textarea").input_value()
 
     def run(self):
         self.page.locator("#run").click()
@@ -155,13 +172,8 @@ def test_guidance_by_a_click_in_the_grid(visit, served):
     assert at.page.locator("#section-SoftPAG input[type=checkbox]").first.is_checked()
     pressed = at.page.locator("#grid-SoftPAG button[data-layer='0'][aria-pressed=true]")
     assert pressed.count() == 5
-    begun = time.monotonic()
     at.run()
-    at.page.wait_for_selector("#compare img.ac-without")
-    first = time.monotonic() - begun
     at.status("done")
-    print(f"first picture after {first:.1f} s, load {SLOWER:.1f} a core")
-    assert first < 8 * SLOWER
     without, with_ = (np.asarray(at.picture(side), int) for side in ("without", "with"))
     assert np.abs(without - with_).mean() > 1
     told = at.page.locator("#figures").inner_text()
@@ -178,7 +190,6 @@ def test_guidance_by_a_click_in_the_grid(visit, served):
     at.shot("guidance-1440-light")
 
 
-@pytest.mark.xfail(reason="issue G is open: this check fails in Chromium", strict=False)
 def test_the_page_renders_what_the_command_renders_from_its_yaml(visit, tmp_path):
     from attn_control.render.command import render
 
@@ -187,14 +198,12 @@ def test_the_page_renders_what_the_command_renders_from_its_yaml(visit, tmp_path
     at.page.wait_for_function("document.querySelector('#prompt textarea').value.includes('ring')")
     at.steps(3)
     at.tab("Job")
-    at.page.wait_for_function(
-        "document.querySelector('#job-yaml textarea').value.includes('num_inference_steps: 3')"
-    )
+    shown = at.yaml("num_inference_steps: 3")
     with at.page.expect_download() as caught:
         at.page.get_by_role("button", name="Download").click()
     job = tmp_path / "job.yaml"
     caught.value.save_as(job)
-    assert job.read_text() == at.page.locator("#job-yaml textarea").input_value()
+    assert job.read_text() == shown
     at.shot("job-1440-light")
     at.run()
     at.status("done")
@@ -205,14 +214,87 @@ def test_the_page_renders_what_the_command_renders_from_its_yaml(visit, tmp_path
             hashlib.sha256(p.tobytes()).hexdigest() for p in (theirs, at.picture(row["variant"]))
         }
         assert len(hashes) == 1, row["variant"]
+    assert at.picture("without").tobytes() != at.picture("with").tobytes()
+
+
+def test_the_job_is_that_of_the_last_change_however_late_answers_come(visit, tmp_path):
+    """The network brings every other answer two seconds late, after that to the next question."""
+    at = visit()
+    at.tab("Job")
+    at.yaml("num_inference_steps: 25")
+    answers = []
+
+    def slow(route):
+        answer = route.fetch()
+        answers.append(answer.status)
+        if len(answers) % 2:
+            at.page.wait_for_timeout(2_000)
+        route.fulfill(response=answer)
+
+    at.page.route("**/run/predict*", slow)
+    for count in (7, 8, 9, 10):
+        at.steps(count)
+        at.page.wait_for_timeout(300)
+    at.yaml("num_inference_steps: 10")
+    at.page.wait_for_timeout(4_000)
+    at.yaml("num_inference_steps: 10")
+    assert len(answers) >= 3
+    # What somebody writes there is not written over by an answer to a change before.
+    at.steps(11)
+    at.page.locator("#job-yaml textarea").fill("mine")
+    at.page.wait_for_timeout(4_000)
+    assert at.page.locator("#job-yaml textarea").input_value() == "mine"
+
+
+def test_an_example_that_changes_fields_out_of_sight_alone_is_written_too(visit):
+    at = visit()
+    at.tab("Job")
+    for label, words in (("skip layer 2", "SkipLayers"), ("silence a head", "HeadGate")):
+        at.page.get_by_role("button", name=label).click()
+        at.yaml(words)
+
+
+def test_a_reference_picture(visit, tmp_path):
+    from attn_control.zoo.references import draw_reference
+
+    at = visit()
+    assert not at.page.locator("#reference").is_visible(), "shapes-sd3 takes none"
+    at.model("shapes-flux")
+    at.page.locator("#reference").wait_for()
+    at.page.locator("#prompt textarea").fill("a red circle with the texture of the reference")
+    field = at.page.locator("#reference input[type=file]")
+    evil = {"name": "a.png", "mimeType": "image/png", "buffer": b"\x80\x04\x95pickle"}
+    field.set_input_files(evil)
+    at.page.get_by_text("a pickle, which is never loaded").wait_for()
+    at.run()
+    at.status("done")
+    before = at.picture("without").tobytes()
+    file = tmp_path / "striped.png"
+    Image.fromarray(draw_reference("striped", 1)).save(file)
+    field.set_input_files(file)
+    at.page.get_by_alt_text("reference picture").wait_for()
+    at.tab("Job")
+    at.yaml("image: reference-")
+    with at.page.expect_download() as caught:
+        at.page.get_by_role("link", name="Download reference-").click()
+    caught.value.save_as(tmp_path / "down.png")
+    assert Image.open(tmp_path / "down.png").tobytes() == Image.open(file).tobytes()
+    at.run()
+    at.page.wait_for_function(
+        "document.querySelectorAll('#gallery img').length === 2", timeout=PATIENCE
+    )
+    assert at.picture("without").tobytes() != before, "the model saw it"
+    at.shot("reference-1440-light")
+    at.page.locator("#reference-remove").click()
+    at.page.wait_for_function(
+        "!document.querySelector('#job-yaml textarea').value.includes('image:')"
+    )
+    assert not at.page.get_by_alt_text("reference picture").is_visible()
 
 
 def test_a_video_run_with_its_mask(visit, served):
     at = visit()
-    box = at.page.locator("#model input")
-    box.fill("shapes-wan")
-    box.press("Enter")
-    box.press("Tab")
+    at.model("shapes-wan")
     at.tab("Video")
     section = at.section("NeighborhoodAttention")
     section.get_by_label("more options").fill("{block: 32}")
@@ -253,7 +335,6 @@ def test_cancel_takes_effect_within_a_step(visit, served):
     at.status("done")
 
 
-@pytest.mark.xfail(reason="issue G is open: this check fails in Chromium", strict=False)
 def test_bad_input_is_a_sentence_where_it_was_made(visit):
     at = visit()
     section = at.section("SoftPAG")
@@ -261,6 +342,7 @@ def test_bad_input_is_a_sentence_where_it_was_made(visit):
     at.run()
     section.get_by_role("alert").wait_for()
     assert "no head is chosen" in section.get_by_role("alert").inner_text()
+    section.get_by_label("use SoftPAG").uncheck()
     at.page.locator("#prompt textarea").fill("")
     at.run()
     at.page.get_by_text("write a prompt first").wait_for()
@@ -276,8 +358,12 @@ def test_bad_input_is_a_sentence_where_it_was_made(visit):
     radial = at.section("RadialAttention")
     radial.get_by_label("use RadialAttention").check()
     at.page.locator("#prompt textarea").fill("a red circle")
+    # Out of sight, in a closed section of another tab: it is brought into sight.
+    radial.locator(".label-wrap").first.click()
+    at.tab("Guidance")
     at.run()
     radial.get_by_role("alert").wait_for()
+    at.page.get_by_text("See RadialAttention in the tab Video.").wait_for()
     assert "picture" in radial.get_by_role("alert").inner_text()
     at.shot("refused-1440-light")
 
@@ -341,19 +427,39 @@ def test_the_grid_by_keyboard(visit):
     at.shot("grid-1440-dark")
 
 
-@pytest.mark.skipif(not Path(AXE).is_file(), reason="ATTN_CONTROL_AXE names no axe.min.js")
+SCREENS = {"Guidance": "SoftPAG", "Video": "NeighborhoodAttention", "Job": None}
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_axe_finds_nothing_serious(visit, dark):
-    at = visit(dark=dark)
-    at.steps(1)
+@pytest.mark.parametrize("width", [390, 1440])
+def test_every_tab_fits_and_axe_finds_nothing_serious(visit, width, dark):
+    """With a run's results beside it; axe-core where ATTN_CONTROL_AXE names it."""
+    at = visit(width=width, dark=dark)
+    if dark:  # one picture and no slider
+        at.steps(1)
+    else:
+        at.page.get_by_role("button", name="silence a head").click()
+        at.tab("Job")
+        at.yaml("HeadGate")
+        at.steps(2)
     at.run()
     at.status("done")
-    at.page.add_script_tag(path=AXE)
-    for tab, control in (("Guidance", "SoftPAG"), ("Video", "RadialAttention"), ("Job", None)):
+    if AXE:
+        at.page.add_script_tag(path=AXE)
+    for tab, control in SCREENS.items():
         at.tab(tab)
         if control:
-            at.section(control)
+            section = at.section(control)
+            if tab == "Video":
+                section.get_by_label("more options").fill("{block: 16}")
+                section.get_by_label(f"use {control}").check()
+                at.page.wait_for_selector("#foreseen svg rect")
         at.page.wait_for_timeout(500)
+        at.shot(f"tab-{tab.lower()}-{width}-{'dark' if dark else 'light'}")
+        wide = at.page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{tab} is {wide} px wide"
+        if not AXE:
+            continue
         found = at.page.evaluate("axe.run()")["violations"]
         serious = [
             f"{each['id']}: {node['html'][:200]}"
@@ -396,7 +502,7 @@ def test_the_network_cannot_name_files_or_send_large_ones(served):
 
     studio, address = served
     large = httpx.post(
-        f"{address}gradio_api/upload", files={"files": ("job.yaml", b"x" * 200_000)}, timeout=60
+        f"{address}gradio_api/upload", files={"files": ("job.yaml", b"x" * 9_000_000)}, timeout=60
     )
     assert large.status_code == 413
     config = httpx.get(f"{address}config", timeout=60).json()

@@ -127,13 +127,6 @@ def test_the_oldest_goes_where_there_are_many():
 # ---- with a model that takes one
 
 
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory):
-    from tiny_zoo import export_tiny
-
-    return export_tiny(tmp_path_factory.mktemp("toys"), "shapes-flux")
-
-
 @pytest.fixture
 def studio(toys, monkeypatch):
     """A studio whose one model is an untrained shapes-flux."""
