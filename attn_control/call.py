@@ -172,8 +172,8 @@ class Call:
     """One softmax attention about to run, with everything a plan may need.
 
     q: (batch, heads, q_tokens, head_dim); k, v: (batch, kv_heads, k_tokens, head_dim); mask: as the
-        model gave it; causal: whether it asked for a causal mask instead; besides: what else it does
-        to its scores or weights, in words, "" for nothing.
+        model gave it; causal: whether it asked for a causal mask instead; besides: what else it
+        does to its scores or weights, in words, "" for nothing.
     ``original(heads)`` runs the untouched diffusers call, with the user's backend and parallel
     configuration, of all heads (None) or of some; it returns (batch, those heads, q_tokens,
     head_dim).

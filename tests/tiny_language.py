@@ -139,6 +139,9 @@ class Processor:
             valid.append([0] * pad + [1] * len(text))
         return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(valid)}
 
+    def __call__(self, prompt: str, **_: Any) -> dict[str, Tensor]:
+        return self.apply_chat_template([{"content": prompt}])
+
     def batch_decode(self, rows: Any, **_: Any) -> list[str]:
         return ["".join(chr(96 + int(word)) for word in row) for row in rows]
 

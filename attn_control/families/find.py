@@ -96,8 +96,10 @@ def find_sites(model: nn.Module, component: str) -> list[Site]:
     for name, module in model.named_modules():
         if not family.language and not callable(getattr(module, "processor", None)):
             continue
+        # DiffusionGemma's pipeline is compiled by wrapping a part of its model.
+        path = name.replace("_orig_mod.", "") if family.language else name
         for order, pattern in enumerate(patterns):
-            match = pattern.fullmatch(name)
+            match = pattern.fullmatch(path)
             if match is None:
                 continue
             *index, leaf = match.groups()
