@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -99,7 +99,23 @@ class SparseSoftmax:
     # Everything is decided in Python, by what was kept: there is nothing here to trace.
     @torch.compiler.disable
     def run(self, call: Call, whole: Callable[[], Tensor]) -> Tensor | None:
-        """As `plan.Attention`."""
+        """As `plan.Attention`. Under autocast as torch's own attention: what goes in is cast,
+        nothing inside.
+        """
+        kind = call.q.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self._run(call, whole)
+        dtype = torch.get_autocast_dtype(kind)
+
+        def stock() -> Tensor:
+            with torch.autocast(kind, dtype):
+                return whole()
+
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (call.q, call.k, call.v))
+        with torch.autocast(kind, enabled=False):
+            return self._run(replace(call, q=q, k=k, v=v), stock)
+
+    def _run(self, call: Call, whole: Callable[[], Tensor]) -> Tensor | None:
         assert self._step is not None
         groups = self._groups(call.q.shape[0], self._step)
         keys, known = self._keys(call)

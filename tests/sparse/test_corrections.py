@@ -122,3 +122,17 @@ def test_drift_refreshes_when_attention_turns_away():
         attend(softmax, at(level), call)
         outcomes.append(softmax.ledger.rows[-1].outcome)
     assert outcomes == [REFRESH, SPARSE, SPARSE, REFRESH, SPARSE]
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_under_autocast_types_are_those_of_torchs_own_attention(correction):
+    """As without it where everything was cast before: at a refresh and after it."""
+    q, k, v = (x.float() for x in tensors())
+    v = v.bfloat16()
+    mixed, cast = call_of(q, k, v), call_of(q.bfloat16(), k.bfloat16(), v)
+    under, plain = (softmax_of(random_mask(), correction) for _ in range(2))
+    for level in (0, 1):
+        with torch.autocast("cpu", torch.bfloat16):
+            got = attend(under, at(level), mixed)
+        assert got.dtype == torch.bfloat16
+        assert torch.equal(got, attend(plain, at(level), cast))
