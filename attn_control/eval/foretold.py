@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tempfile
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from attn_control.eval.attention_clock import attention_share, clock_of
 from attn_control.eval.fidelity import shape
 from attn_control.foresight import Expected
+from attn_control.metrics import psnr, ssim
+from attn_control.render.judge import judge
+from attn_control.render.media import made_of, mean_over_frames, read_media, write_png
 from attn_control.render.prepare import Prepared, VariantPlan
 from attn_control.render.run import call
 
@@ -44,20 +51,30 @@ def estimate(prepared: Prepared, rounds: int, made: int = 0) -> float:
     dense = next(plan for plan in prepared.variants if not plan.controls)
     _, clock = clock_of(device)
 
-    def spent(steps: int, output: str) -> float:
-        short = dataclasses.replace(dense, kwargs={**dense.kwargs, "num_inference_steps": steps})
+    def steps(count: int, output: str = "latent") -> Any:
+        short = dataclasses.replace(dense, kwargs={**dense.kwargs, "num_inference_steps": count})
+        return call(prepared, short, task, output)
+
+    def video() -> None:
+        """One step, and all that comes after the last: decoded, judged, written, compared."""
+        made = made_of(steps(1, "pil"))
+        judge(prepared.choice, made, task.prompt)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "video.png"
+            write_png(made, path, None, None)
+            again = read_media(path)
+        for measure in (psnr, ssim):
+            mean_over_frames(measure, again, made.frames)
+
+    def spent(work: Callable[[], Any]) -> float:
         start = clock()
-        call(prepared, short, task, output)
+        work()
         return clock() - start
 
-    def one_step() -> None:
-        short = dataclasses.replace(dense, kwargs={**dense.kwargs, "num_inference_steps": 1})
-        call(prepared, short, task, "latent")
-
-    one_step()  # warm
-    one, two, decoded = spent(1, "latent"), spent(2, "latent"), spent(1, "pil")
+    steps(1)  # warm
+    one, two, decoded = (spent(work) for work in (partial(steps, 1), partial(steps, 2), video))
     step, rest = max(two - one, 0.0), max(decoded - one, 0.0)
-    share = attention_share(prepared.pipe, one_step, device)
+    share = attention_share(prepared.pipe, partial(steps, 1), device)
     denoising = 0.0
     for plan in prepared.variants:
         found = expected(prepared, plan)

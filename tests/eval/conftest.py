@@ -6,8 +6,10 @@ import types
 
 import numpy as np
 import pytest
+from eval.sparse_suite import SUITE as SPARSE_SUITE
 from PIL import Image
 from render import fakes
+from tiny_zoo import export_tiny
 
 from attn_control import zoo
 from attn_control.zoo.scenes import draw, parse_caption, place
@@ -85,5 +87,28 @@ def suite(tmp_path):
         assert old in SUITE
         path.write_text(SUITE.replace(old, new, 1) if old else SUITE)
         return load_suite(str(path)) if load else path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def wan_toy(tmp_path_factory):
+    """A folder with a toy of shapes-wan."""
+    return export_tiny(tmp_path_factory.mktemp("wan"), "shapes-wan")
+
+
+@pytest.fixture
+def sparse_suite(tmp_path, wan_toy, monkeypatch):
+    """Writes a suite of sparse attention, on a toy; pairs of old and new change its text."""
+    from attn_control.eval.suite import load_suite
+
+    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(wan_toy))
+
+    def write(*changes, text=SPARSE_SUITE):
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "sparse.yaml").write_text(text)
+        return load_suite(str(tmp_path / "sparse.yaml"))
 
     return write

@@ -45,11 +45,19 @@ def test_a_mistake_is_one_error_before_anything_runs(painter, suite, tmp_path, o
 
 
 def test_an_unknown_suite_names_the_known_ones():
-    with pytest.raises(AttnControlError, match="guidance, zoo"):
+    with pytest.raises(AttnControlError, match="guidance, video, zoo"):
         load_suite("gidance")
 
 
-@pytest.mark.parametrize("name", suite_names())
+def models_of(name):
+    return {each.job["model"] for each in load_suite(name).suite.measurements.values()}
+
+
+# A suite may wait for its model: then it is held to a toy (test_fidelity.py), and not published.
+READY = [name for name in suite_names() if models_of(name) <= set(zoo.NAMES)]
+
+
+@pytest.mark.parametrize("name", READY)
 def test_the_shipped_suites_fit_the_shipped_models(name, tmp_path):
     """Every job is checked against the real model: heads, windows, options, prompts."""
     prepared = prepare_suite(load_suite(name), tmp_path, 5)
@@ -59,7 +67,7 @@ def test_the_shipped_suites_fit_the_shipped_models(name, tmp_path):
 def test_the_zoo_suite_measures_every_model_on_prompts_of_every_kind():
     suite = load_suite("zoo").suite
     assert set(suite.measurements) == set(zoo.NAMES) == {bar.job for bar in suite.bars}
-    for part in part_names():
+    for part in (part for part in part_names() if part.startswith("zoo/")):
         (name,) = load_suite(part).suite.measurements
         job, _ = load_suite(part).job(name)
         asked = job.prompts.model_dump(exclude_none=True)
@@ -88,7 +96,7 @@ def test_the_page_is_generated_from_the_results_and_those_from_these_suites():
 
     assert (DOCS / "evaluation.md").read_text() == published_page(DOCS / "evaluation")
     results = sorted((DOCS / "evaluation").glob("*/result.json"))
-    assert {path.parent.name for path in results} == set(suite_names())
+    assert {path.parent.name for path in results} == set(READY)
     for path in results:
         result = json.loads(path.read_text())
         assert result["digest"] == load_suite(path.parent.name).digest and result["spread"] is None

@@ -1,0 +1,197 @@
+"""Sparse attention held against dense: every number against plain reckoning from the files."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+from eval.sparse_suite import SUITE
+from PIL import Image
+
+from attn_control.eval import fidelity, run
+from attn_control.eval.command import evaluate, published_page
+from attn_control.eval.run import prepare_suite, run_suite
+from attn_control.eval.suite import Planted, Sparsity, load_suite
+from attn_control.eval.tables import costs_page, result_page
+from attn_control.metrics import bootstrap_mean
+from attn_control.render.store import read_record
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, wan_toy):
+    """One run of the suite, which the tests only read."""
+    folder = tmp_path_factory.mktemp("done")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATTN_CONTROL_ZOO_DIR", str(wan_toy))
+        (folder / "sparse.yaml").write_text(SUITE)
+        outcome = run_suite(load_suite(str(folder / "sparse.yaml")), folder / "out")
+    return folder / "out", outcome
+
+
+def videos(out):
+    """(variant, prompt, seed) -> frames as float arrays, read without the package."""
+    found = {}
+    for path in sorted((out / "few" / "images").glob("*.png")):
+        row = read_record(path)
+        with Image.open(path) as image:
+            frames = []
+            for number in range(image.n_frames):
+                image.seek(number)
+                frames.append(np.asarray(image.convert("RGB"), float))
+        found[row["variant"], row["prompt"], row["seed"]] = np.stack(frames)
+    return found
+
+
+def by_hand(found, variant):
+    """Decibels of each video: the mean over its frames of 10 log10(255^2 / mse)."""
+    decibels = {}
+    for (name, prompt, seed), frames in found.items():
+        if name == variant:
+            errors = ((frames - found["dense", prompt, seed]) ** 2).mean((1, 2, 3))
+            decibels[prompt, seed] = float(np.mean(10 * np.log10(255**2 / errors)))
+    return decibels
+
+
+def test_likeness_and_gains_are_those_of_plain_reckoning(done):
+    out, outcome = done
+    variants = outcome.result["measurements"]["few"]["variants"]
+    found = videos(out)
+    assert len(found) == 30 and next(iter(found.values())).shape == (7, 64, 64, 3)
+    hand = {name: by_hand(found, name) for name in variants if name != "dense"}
+    for name, each in hand.items():
+        told = variants[name]["likeness"]["psnr"]
+        assert told["n"] == 6
+        assert told["mean"] == pytest.approx(statistics.mean(each.values()), abs=1e-5)
+    assert variants["dense"]["likeness"]["psnr"]["mean"] == 100
+    gain = variants["tile + lse"]["gain"]
+    differences = [hand["tile + lse"][key] - hand["tile"][key] for key in hand["tile"]]
+    assert gain["over"] == "tile"
+    assert gain["mean"] == pytest.approx(statistics.mean(differences), abs=1e-5)
+    spread = bootstrap_mean(sorted(differences))
+    assert gain["low"] == pytest.approx(spread.low, rel=0.5) and gain["low"] <= gain["mean"]
+    honest = variants["chosen"]["over_share"]
+    assert honest["over"] == "share"
+    assert honest["mean"] == pytest.approx(
+        statistics.mean(hand["chosen"][key] - hand["share"][key] for key in hand["share"]), abs=1e-5
+    )
+    assert [variants[name]["gain"] for name in ("dense", "share", "tile", "chosen")] == [None] * 4
+
+
+def test_densities_are_counted_from_what_ran(done):
+    variants = done[1].result["measurements"]["few"]["variants"]
+    found = {name: v["density"] for name, v in variants.items()}
+    # Half of eight blocks, and the own one where it is not among them.
+    assert (2 + 2 * 4 / 8) / 4 <= found.pop("chosen") <= (2 + 2 * 5 / 8) / 4
+    tile = (2 + 2 * 0.25) / 4
+    assert found == {"dense": 1.0, "share": 0.5, "tile": tile, "tile + lse": tile}
+    # Four levels, two layers, one branch.
+    assert variants["tile"]["outcomes"] == {"dense": 2, "refresh": 2, "sparse": 4}
+    assert variants["share"]["outcomes"] == {"dense": 2, "refresh": 2, "shared": 4}
+    assert variants["share"]["computed"] == 0.5 < variants["tile"]["computed"]
+
+
+def test_both_planted_effects_are_found(done):
+    found = done[1].result["measurements"]["few"]
+    assert done[1].passed and found["planted"]["passed"] and found["closer"]["passed"]
+    assert found["closer"]["planted"] == pytest.approx(6.0206 / 2, abs=1e-4)
+    assert found["closer"]["found"]["mean"] == found["closer"]["planted"]
+    assert found["redrawn"] == "videos" and (found["prompts"], found["seeds"]) == (2, 3)
+
+
+def test_a_measure_that_sees_nothing_fails_the_control(done, sparse_suite, tmp_path, monkeypatch):
+    out, _ = done
+    prepared = prepare_suite(sparse_suite(), tmp_path / "o", None)["few"]
+    rows = [read_record(path) for path in (out / "few" / "images").glob("*.png")]
+    by_variant = fidelity.rows_by_variant(prepared, rows, out)
+    arguments = [by_variant["tile"], by_variant["dense"], Planted(variant="tile", share=0.5)]
+    arguments += [out / "few" / "images", range(6)]
+    assert fidelity.planted_closer(*arguments)["passed"]
+    monkeypatch.setattr(fidelity, "psnr", lambda a, b, **_: 20.0)
+    assert not fidelity.planted_closer(*arguments)["passed"]
+
+
+def taken_twice(*_):
+    raise AssertionError("the times are there already")
+
+
+def test_the_same_videos_give_the_same_table_and_times_are_taken_once(
+    done, sparse_suite, monkeypatch
+):
+    out, first = done
+    before = {name: (out / name).read_bytes() for name in ("result.json", "result.md", "plan.json")}
+    lost = next((out / "few" / "images").glob("*-tile-lse-*.png"))
+    lost.unlink()
+    monkeypatch.setattr(run, "sparse_costs", taken_twice)
+    again = run_suite(sparse_suite(), out)
+    assert lost.is_file() and again.result == first.result
+    assert before == {name: (out / name).read_bytes() for name in before}
+    assert "seconds" not in (out / "result.json").read_text()
+
+
+def test_the_page_says_all_of_it(done):
+    out, outcome = done
+    page = result_page(outcome.result)
+    few = outcome.result["measurements"]["few"]
+    assert few["goal"]["outcome"] in ("met", "not met") and list(few["goal"]["tried"]) == [
+        "tile + lse"
+    ]
+    assert f"the interval above zero: {few['goal']['outcome']}.**" in page
+    assert "256 tokens (4 x 8 x 8), 4 steps" in page and "They speak of these prompts only" in page
+    tile = few["variants"]["tile"]["likeness"]["psnr"]
+    assert (
+        f"| tile | 0.625 | {few['variants']['tile']['computed']:.3f} | {tile['mean']:.2f} [" in page
+    )
+    assert "differences in dB" in page and "frames" in page and "direction" in page
+    spent = json.loads((out / "costs.json").read_text())
+    share = spent["dense"]["few"]["attention_share"]
+    assert 0 < share < 1
+    for name, each in spent["measurements"]["few"].items():
+        computed = few["variants"][name]["computed"]
+        assert each["amdahl"] == pytest.approx(1 - share * (1 - computed), abs=1e-3)
+    told = costs_page(spent)
+    assert "Faster than dense: " in told and "denoising over dense" in told
+    assert {path.name for path in outcome.files} >= {"few.png", "result.md", "costs.md"}
+    with Image.open(out / "few.png") as plot:
+        assert plot.width > 400
+
+
+def test_publishing_puts_plot_table_and_time_into_the_page(
+    done, sparse_suite, tmp_path, monkeypatch
+):
+    out, _ = done
+    monkeypatch.setattr(run, "sparse_costs", taken_twice)
+    (tmp_path / "docs").mkdir()
+    sparse_suite()
+    evaluate(str(tmp_path / "sparse.yaml"), out, publish=tmp_path / "docs")
+    page = (tmp_path / "docs" / "evaluation.md").read_text()
+    assert page == published_page(tmp_path / "docs" / "evaluation")
+    assert "![few](evaluation/sparse/few.png)" in page and "### few: time" in page
+
+
+# ---- the verdict
+
+
+def variant(density, mean, gain=None):
+    around = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 24}
+    over = None if gain is None else {"over": "mask", "mean": gain[1], "low": gain[0], "high": 99.0}
+    return {"density": density, "likeness": {"psnr": around}, "gain": over}
+
+
+@pytest.mark.parametrize(
+    "each, outcome",
+    [
+        (variant(0.34, 31, (2, 4)), "met"),
+        (variant(0.36, 31, (2, 4)), "not measured"),
+        (variant(0.34, 29, (2, 4)), "not met"),
+        (variant(0.34, 31, (2, 2.9)), "not met"),
+        (variant(0.34, 31, (-0.1, 4)), "not met"),
+        (variant(0.34, 31), "not measured"),
+    ],
+)
+def test_the_goal_wants_all_of_it_from_one_variant(each, outcome):
+    spec = Sparsity(tokens=1, closer=Planted(variant="x", share=1.0))
+    found = fidelity.goal({"mask": variant(0.1, 50), "it": each}, spec)
+    assert found["outcome"] == outcome
+    assert fidelity.goal({"it": each, "good": variant(0.3, 30, (1, 3))}, spec)["outcome"] == "met"
