@@ -64,8 +64,8 @@ def paired_difference(taken: dict[str, list[float]], more: str, less: str) -> fl
     return statistics.median(a - b for a, b in zip(taken[more], taken[less], strict=True))
 
 
-def report(name: str, rows: list[Row], device: torch.device) -> None:
-    """Print a Markdown table and write ``benchmarks/results/<name>.json``."""
+def report(name: str, rows: list[Row], device: torch.device, **more: str) -> None:
+    """Print a Markdown table and write ``benchmarks/results/<name>.json``; ``more`` of where."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     where = {
         "device": f"{device.type} {machine}".strip(),
@@ -73,6 +73,7 @@ def report(name: str, rows: list[Row], device: torch.device) -> None:
         "clock": "wall" if device.type != "cpu" or torch.get_num_threads() > 1 else "processor",
         "torch": torch.__version__,
         "python": platform.python_version(),
+        **more,
     }
     print(f"\n{', '.join(f'{key} {value}' for key, value in where.items())}\n")
     print("| what | measured | bar | met | how |\n|---|---|---|---|---|")

@@ -32,14 +32,16 @@ def build(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         ui = Ui(facts, form, studio.shelf.known)
         gr.HTML(HEAD, elem_id="ac-head", apply_default_css=False)
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=5, min_width=320):
-                _prompt(ui, studio.settings, first)
-                _advanced(ui, studio.settings)
-                with ui.add("tabs", gr.Tabs()):
-                    for tab in TABS:
-                        with gr.Tab(tab.NAME, id=tab.NAME):
-                            tab.layout(ui)
+        with gr.Row(equal_height=False, elem_id="ac-page"):
+            with gr.Column(scale=5, min_width=320, elem_id="ac-asks"):
+                with gr.Column(elem_id="ac-prompt"):
+                    _prompt(ui, studio.settings, first)
+                with gr.Column(elem_id="ac-methods"):
+                    _advanced(ui, studio.settings)
+                    with ui.add("tabs", gr.Tabs()):
+                        for tab in TABS:
+                            with gr.Tab(tab.NAME, id=tab.NAME):
+                                tab.layout(ui)
             with gr.Column(scale=6, min_width=320, elem_id="ac-results"):
                 _results(ui)
         events.connect(page, ui, studio)
@@ -75,8 +77,9 @@ def _prompt(ui: Ui, settings: Settings, first: str) -> None:
     ui.alert("prompt")
     _reference(ui)
     with gr.Row():
-        ui.add("go", gr.Button("Run", variant="primary", elem_id="run"))
-        ui.add("cancel", gr.Button("Cancel", interactive=False, elem_id="cancel"))
+        ui.add("go", gr.Button("Run", variant="primary", min_width=90, elem_id="run"))
+        cancel = gr.Button("Cancel", interactive=False, min_width=90, elem_id="cancel")
+        ui.add("cancel", cancel)
     ui.alert("run")
     ui.add("status", gr.HTML("", elem_id="status"))
     with gr.Accordion("Examples", open=True), gr.Row(elem_classes="ac-examples"):
@@ -89,7 +92,7 @@ def _prompt(ui: Ui, settings: Settings, first: str) -> None:
 def _reference(ui: Ui) -> None:
     """A picture beside the prompt, in sight for models that take one."""
     ui.ask("picture", gr.State(""))
-    with ui.add("picture.box", gr.Group(visible=bool(ui.facts.picture), elem_id="reference")):
+    with ui.add("picture.box", gr.Column(visible=bool(ui.facts.picture), elem_id="reference")):
         ui.add("picture.shown", gr.HTML("", apply_default_css=False, padding=False))
         with gr.Row():
             upload = gr.UploadButton(
@@ -122,10 +125,10 @@ def _advanced(ui: Ui, settings: Settings) -> None:
         )
         ui.ask("negative", negative)
         with gr.Row():
-            ui.ask("width", gr.Number(form["width"], label="width", precision=0))
-            ui.ask("height", gr.Number(form["height"], label="height", precision=0))
+            for side in ("width", "height"):
+                ui.ask(side, gr.Number(form[side], label=side, precision=0, min_width=90))
             frames = gr.Number(
-                form["frames"] or 1, label="frames", precision=0, visible=facts.video
+                form["frames"] or 1, label="frames", precision=0, visible=facts.video, min_width=90
             )
             ui.ask("frames", frames)
 
@@ -147,7 +150,7 @@ def _results(ui: Ui) -> None:
     ui.add(
         "gallery",
         gr.Gallery(
-            label="runs of this page: with and without control, in turns",
+            label="runs of this page, both sides",
             columns=4,
             height="auto",
             format="png",

@@ -32,6 +32,7 @@ class Facts:
         multiple, period: of height and width; what frames are one more than a multiple of.
         sites: all attention modules, without the modules, so that no model is kept for them.
         negative: whether the pipeline takes a negative prompt.
+        even: whether all layers see the same tokens; those of a U-Net do not.
         picture: whether it takes a reference picture: "" no, "may", "must".
     """
 
@@ -44,11 +45,14 @@ class Facts:
     period: int = 1
     video: bool = False
     negative: bool = True
+    even: bool = True
     picture: str = ""
     sites: tuple[Site, ...] = ()
 
-    def tokens(self, height: int, width: int, frames: int | None) -> tuple[int, int, int]:
-        """Frames, rows and columns of tokens of a picture or video of this size."""
+    def tokens(self, height: int, width: int, frames: int | None) -> tuple[int, int, int] | None:
+        """Frames, rows and columns of tokens of a picture or video; None where layers differ."""
+        if not self.even:
+            return None
         deep = 1 if frames is None else (frames - 1) // self.period + 1
         return deep, height // self.multiple, width // self.multiple
 
@@ -94,6 +98,7 @@ def facts_of(choice: ModelChoice, pipe: Any) -> Facts:
         period=frame_period(pipe),
         video=video,
         negative="negative_prompt" in parameters,
+        even=getattr(pipe, "unet", None) is None,
         picture=_picture(choice, pipe),
         sites=tuple(replace(site, module=None) for site in sites),
     )

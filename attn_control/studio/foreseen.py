@@ -26,15 +26,15 @@ class Foreseen:
     """One sparse control of the page.
 
     Attributes:
-        mask: None where queries and keys decide it while it runs.
-        place: the tokens, without text.
+        mask: None where queries and keys decide it while it runs, or where `place` is None.
+        place: the tokens, without text; None where those of layers differ, as a U-Net's do.
         outcomes, densities: of each step, as in ``StepPolicy``, and the mean density over layers.
         amortised: the mean over all steps; None where it is not known.
     """
 
     control: str
     mask: BlockMask | None
-    place: Place
+    place: Place | None
     outcomes: Sequence[str]
     densities: Sequence[float | None]
     amortised: float | None
@@ -51,7 +51,8 @@ def foresee(page: Page, facts: Facts) -> list[Foreseen]:
     Raises:
         Refused: at the control's section, where it cannot act at this size or on this model.
     """
-    place = Place(facts.tokens(page.height, page.width, page.frames))
+    tokens = facts.tokens(page.height, page.width, page.frames)
+    place = None if tokens is None else Place(tokens)
     found = []
     for name, options in page.controls:
         control = build_control(name, options)
@@ -64,10 +65,15 @@ def foresee(page: Page, facts: Facts) -> list[Foreseen]:
 
 
 def _foresee(
-    written: ControlOptions, control: SparseControl, place: Place, steps: int, facts: Facts
+    written: ControlOptions,
+    control: SparseControl,
+    place: Place | None,
+    steps: int,
+    facts: Facts,
 ) -> Foreseen:
     chosen, spared = control.select(facts.sites), control.spares(facts.sites)
-    control.check_place(next(iter(chosen)), place)
+    if place is not None:
+        control.check_place(next(iter(chosen)), place)
     due = [
         step
         for step in range(steps)
@@ -76,7 +82,9 @@ def _foresee(
     levels = list(range(steps))
     control.refuse_run(due, levels)
     plan = expected(control, due, levels, place, len(chosen) + len(spared), len(spared))
-    made = getattr(control.pattern(place, torch.device("cpu")), "made", None)
+    made = None
+    if place is not None:
+        made = getattr(control.pattern(place, torch.device("cpu")), "made", None)
     return Foreseen(
         control=written[0],
         mask=made[0].mask if made else None,

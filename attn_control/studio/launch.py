@@ -66,6 +66,12 @@ def launch(
         block_info_text_color_dark="*neutral_300",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
+        # What is written into or ticked can be seen without a click (WCAG 1.4.11).
+        input_border_color="*neutral_500",
+        input_border_color_dark="*neutral_400",
+        input_border_width="1px",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",

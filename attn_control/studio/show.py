@@ -118,9 +118,15 @@ def foreseen(plans: Sequence[Foreseen]) -> str:
 
 
 def _foreseen(plan: Foreseen) -> str:
-    frames, rows, columns = plan.place.shape
-    size = f"{plan.place.tokens} tokens ({frames} x {rows} x {columns})"
-    picture = '<p class="ac-note">The mask is chosen while it runs.</p>'
+    size, told = (
+        "tokens differ from layer to layer",
+        "No one mask: tokens differ from layer to layer.",
+    )
+    if plan.place is not None:
+        frames, rows, columns = plan.place.shape
+        size = f"{plan.place.tokens} tokens ({frames} x {rows} x {columns})"
+        told = "No mask yet: it is chosen while it runs."
+    picture = f'<p class="ac-note">{told}</p>'
     if plan.mask is not None:
         file = io.BytesIO()
         plan.picture().save(file, "PNG")

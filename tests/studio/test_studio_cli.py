@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import signal
+import socket
+import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -81,3 +86,28 @@ def test_the_space_has_its_header_and_its_requirements():
     pins = (ROOT / "constraints.txt").read_text()
     assert f"gradio=={header['sdk_version']}\n" in pins
     assert "attn-control[demo]" in (ROOT / "demos" / "requirements.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_launcher_serves_the_page(tmp_path):
+    """`python demos/app.py` itself, as a Space runs it: the page comes, and Ctrl-C ends it."""
+    pytest.importorskip("gradio", reason="the studio's page needs the demo extra")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PORT": str(port), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, str(ROOT / "demos" / "app.py")]
+    server = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        told = next(line for line in server.stdout if "the studio is at" in line)
+        assert f":{port}" in told
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=300) as answer:
+            parts = answer.read().decode()
+        assert "attn-control studio" in parts and "shapes-sd3" in parts
+        assert str(Path.home()) not in parts and str(ROOT) not in parts, "no path of this machine"
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(120) is not None

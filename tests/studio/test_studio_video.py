@@ -159,3 +159,44 @@ def test_the_tokens_of_a_size_are_those_that_the_model_sees(studio, form, wan):
     latent = torch.tensor(seen[0])
     found = facts.tokens(form["height"], form["width"], form["frames"])
     assert list(found) == (latent // patch).tolist()
+
+
+@pytest.mark.parametrize("method", video.METHODS, ids=lambda method: method.control)
+def test_a_mask_is_drawn_where_it_is_fixed_and_a_sentence_stands_where_it_is_not(
+    studio, form, method
+):
+    form |= on(method.control, **SMALL)
+    form |= {f"{method.control}.target_density": 0.9}
+    if method.control == "RadialAttention":
+        form["RadialAttention.target_density"] = 0.0
+    ((name, options),) = studio_controls(studio, form)
+    (plan,) = studio.foresee(form)
+    page = show.foreseen([plan])
+    if build_control(name, options).fixed:
+        assert plan.mask is not None and "data:image/png" in page
+    else:
+        assert plan.mask is None and "it is chosen while it runs" in page
+    assert page.count("<rect") == form["steps"]
+
+
+def test_a_model_whose_layers_differ_in_tokens_has_no_one_mask(monkeypatch, tmp_path):
+    """A U-Net: the page says so, and a run is refused or made by what each layer sees."""
+    from attn_control import zoo
+
+    pipe, _ = tiny_pipelines.sd15()
+    prompts_as_noise(pipe, (7, 32))
+    start = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 128, "width": 128}
+    monkeypatch.setattr(zoo, "NAMES", ("shapes-sd15",))
+    monkeypatch.setattr(zoo, "path", lambda name: tmp_path)
+    monkeypatch.setattr(zoo, "load", lambda name, **_: pipe)
+    monkeypatch.setattr(zoo, "defaults", lambda name: start)
+    opened = Studio(Settings(), METHODS)
+    try:
+        facts = opened.facts("shapes-sd15")
+        form = start_form(facts, METHODS) | {"model": "shapes-sd15", "prompt": "a red circle"}
+        form |= on("NeighborhoodAttention", **SMALL)
+        (plan,) = opened.foresee(form)
+        assert plan.mask is None and plan.amortised is None
+        assert "tokens differ from layer to layer" in show.foreseen([plan])
+    finally:
+        opened.close()
