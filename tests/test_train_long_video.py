@@ -73,6 +73,8 @@ def test_gradients_of_a_lora_are_those_of_dense_attention_masked_by_hand(checkpo
     with attach(model, replace(control, revision="paper", sink=True, decay_factor=0.5)) as session:
         got = gradients()
     assert session.report().controls[0].sites.keys() == {"transformer.blocks.1.attn1"}
+    with attach(model, session.controls[0]), torch.autocast("cpu", torch.bfloat16):
+        rounded = gradients()
     dense = gradients()
     model.disable_gradient_checkpointing()  # the oracle knows no second forward
     with attention(model, {"blocks.1.attn1": masked}):
@@ -80,6 +82,7 @@ def test_gradients_of_a_lora_are_those_of_dense_attention_masked_by_hand(checkpo
     largest = expected.abs().max()
     assert (got - expected).abs().max() < 1e-5 * largest
     assert (dense - expected).abs().max() > 5e-3 * largest
+    assert torch.cosine_similarity(rounded, expected, 0) > 0.999
 
 
 @pytest.fixture(scope="module")
