@@ -263,14 +263,15 @@ def table(cells, training):
         told = [cell["tuned"], cell["runs"], f"{cell['computed']:.0%}", f"{losses.mean():.4f}"]
         told.append(f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]")
         told.append(f"{np.mean([s['frames'] for s in scores]):.0%}" if scores else "-")
-        told.append(f"{sum(s['direction'] for s in scores)} of {len(scores)}")
+        told.append(f"{sum(s['direction'] for s in scores)} of {len(scores)}" if scores else "-")
         lines.append(f"| {' | '.join(told)} |")
     dense, radial = (np.array(training[name]["seconds"]) for name in ARMS)
     low, middle, high = np.quantile(radial / dense, (0.25, 0.5, 0.75))
     lines.append(
-        f"\nA training step through the mask took {middle:.2f} of a dense one's time (median of"
-        f" {len(dense)} pairs in turns, half of them {low:.2f} to {high:.2f};"
-        f" {np.median(radial):.2f} s and {np.median(dense):.2f} s)."
+        f"\nLoss of {len(untuned)} clips that no model saw, change to the first row; videos of"
+        f" {len(cells[0]['scores'])} prompts. A training step through the mask took {middle:.2f} of"
+        f" a dense one's time (median of {len(dense)} pairs in turns, half of them {low:.2f} to"
+        f" {high:.2f}; {np.median(radial):.2f} s and {np.median(dense):.2f} s)."
     )
     return "\n".join(lines)
 
