@@ -203,7 +203,7 @@ class _Events:
             return {}
         return {
             "compare": show_run.compare(result),
-            "figures": show_run.figures(result),
+            "figures": show_run.figures(result, ended=not run.open),
             "report": show_run.report(result),
         }
 
@@ -280,7 +280,7 @@ class _Events:
         try:
             return job, show.foreseen(self.studio.foresee(form))
         except Refused as error:
-            return job, show.alert(f"{error.place}: {error}")
+            return job, show.alert(str(error))
 
 
 _ENDED = {"done": "done", "cancelled": "cancelled", "failed": "not finished"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from attn_control.masks.place import Place
 from attn_control.processors import build_control
 from attn_control.processors.sparse import SparseControl
 from attn_control.studio.facts import Facts
-from attn_control.studio.form import ControlOptions
 from attn_control.studio.page import Page
 from attn_control.studio.settings import Refused
 
@@ -45,48 +44,69 @@ class Foreseen:
         return None if self.mask is None else draw(self.mask, width=width)
 
 
+def check(page: Page, facts: Facts) -> None:
+    """Refuse sparse controls that cannot act at this size or on this model, before any run.
+
+    Raises:
+        Refused: at the control's section.
+    """
+    for _ in _sparse(page, facts):
+        pass
+
+
 def foresee(page: Page, facts: Facts) -> list[Foreseen]:
     """Every sparse control of a page, in its order.
 
     Raises:
         Refused: at the control's section, where it cannot act at this size or on this model.
     """
-    tokens = facts.tokens(page.height, page.width, page.frames)
-    place = None if tokens is None else Place(tokens)
     found = []
-    for name, options in page.controls:
-        control = build_control(name, options)
-        if isinstance(control, SparseControl):
-            try:
-                found.append(_foresee((name, options), control, place, page.steps, facts))
-            except AttnControlError as error:
-                raise Refused(name, str(error)) from None
+    for name, control, place, due, sites in _sparse(page, facts):
+        try:
+            found.append(_foresee(name, control, place, due, page.steps, sites))
+        except AttnControlError as error:
+            raise Refused(name, str(error)) from None
     return found
 
 
+def _sparse(page: Page, facts: Facts) -> Iterator[tuple[str, SparseControl, Any, list[int], Any]]:
+    """Name, control, tokens, steps of its window, and how many sites it chooses and spares."""
+    tokens = facts.tokens(page.height, page.width, page.frames)
+    place = None if tokens is None else Place(tokens)
+    for name, options in page.controls:
+        control = build_control(name, options)
+        if not isinstance(control, SparseControl):
+            continue
+        try:
+            chosen, spared = control.select(facts.sites), control.spares(facts.sites)
+            if place is not None:
+                control.check_place(next(iter(chosen)), place)
+            due = [
+                step
+                for step in range(page.steps)
+                if control.when.kind == "sigma" or control.when.contains(step / page.steps)
+            ]
+            control.refuse_run(due, list(range(page.steps)))
+        except AttnControlError as error:
+            raise Refused(name, str(error)) from None
+        yield name, control, place, due, (len(chosen), len(spared))
+
+
 def _foresee(
-    written: ControlOptions,
+    name: str,
     control: SparseControl,
     place: Place | None,
+    due: list[int],
     steps: int,
-    facts: Facts,
+    sites: tuple[int, int],
 ) -> Foreseen:
-    chosen, spared = control.select(facts.sites), control.spares(facts.sites)
-    if place is not None:
-        control.check_place(next(iter(chosen)), place)
-    due = [
-        step
-        for step in range(steps)
-        if control.when.kind == "sigma" or control.when.contains(step / steps)
-    ]
-    levels = list(range(steps))
-    control.refuse_run(due, levels)
-    plan = expected(control, due, levels, place, len(chosen) + len(spared), len(spared))
+    chosen, spared = sites
+    plan = expected(control, due, list(range(steps)), place, chosen + spared, spared)
     made = None
     if place is not None:
         made = getattr(control.pattern(place, torch.device("cpu")), "made", None)
     return Foreseen(
-        control=written[0],
+        control=name,
         mask=made[0].mask if made else None,
         place=place,
         outcomes=plan.outcomes,

@@ -100,7 +100,7 @@ def _uri(side: Side) -> str:
     return data_uri("png", side.file.read_bytes())
 
 
-def figures(result: Result) -> str:
+def figures(result: Result, ended: bool = True) -> str:
     """The scorer's verdicts where there are some, and the times, side by side."""
     sides = [each for name in (WITHOUT, WITH) if (each := result.sides.get(name))]
     if not sides:
@@ -117,18 +117,19 @@ def figures(result: Result) -> str:
         f'<tr><th scope="row">{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for name, cells in rows
     )
+    told = escape(_difference(result, ended))
     return (
-        f'<table class="ac-figures"><caption>{escape(_difference(result))}</caption><thead><tr>'
+        f'<table class="ac-figures"><caption>{told}</caption><thead><tr>'
         f'<th scope="col">seed {result.page.seed}</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table>"
     )
 
 
-def _difference(result: Result) -> str:
+def _difference(result: Result, ended: bool) -> str:
     if result.psnr is None:
         if WITH not in result.sides and not result.page.controls:
             return "No control is on: switch one on to see a difference."
-        return "The run under control is under way."
+        return f"The run under control {'was not finished' if ended else 'is under way'}."
     if math.isinf(result.psnr):
         return "Both sides are equal, pixel by pixel."
     return f"The two differ by {result.psnr:.1f} dB PSNR (the lower, the more)."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from attn_control.studio.facts import Facts
-from attn_control.studio.foreseen import Foreseen, foresee
+from attn_control.studio.foreseen import Foreseen, check, foresee
 from attn_control.studio.form import Form, Method
 from attn_control.studio.models import Shelf
 from attn_control.studio.opened import open_job
@@ -65,6 +65,7 @@ class Studio:
         """
         facts = self.facts(form.get("model"))
         page = page_of(form, facts, self.methods, self.settings)
+        check(page, facts)
         picture = self.pictures.read(page.picture) if page.picture else None
         return self.runner.submit(owner, lambda run: self._make(page, facts, run, picture))
 

@@ -122,6 +122,14 @@ def test_the_film_holds_every_frame_where_the_page_looks_for_it(studio, form):
         assert np.array_equal(sheet[y : y + height, x : x + width], np.asarray(frame))
 
 
+def test_what_cannot_act_is_refused_before_anything_runs(studio, form, monkeypatch):
+    """Radial attention of one frame: not after the whole side without it."""
+    monkeypatch.setattr("attn_control.studio.work.render", None)
+    with pytest.raises(Refused, match="expected a video") as caught:
+        studio.submit("me", form | {"frames": 1} | on("RadialAttention"))
+    assert caught.value.place == "RadialAttention"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -185,7 +193,7 @@ def test_a_model_whose_layers_differ_in_tokens_has_no_one_mask(monkeypatch, tmp_
 
     pipe, _ = tiny_pipelines.sd15()
     prompts_as_noise(pipe, (7, 32))
-    start = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 128, "width": 128}
+    start = {"num_inference_steps": 4, "guidance_scale": 2.0, "height": 128, "width": 128}
     monkeypatch.setattr(zoo, "NAMES", ("shapes-sd15",))
     monkeypatch.setattr(zoo, "path", lambda name: tmp_path)
     monkeypatch.setattr(zoo, "load", lambda name, **_: pipe)

@@ -7,9 +7,9 @@ from typing import Any
 NAME = "Job"
 METHODS = ()
 ABOUT = (
-    '<p class="ac-about">Everything on this page, as a job: <code>attn-control render job.yaml '
-    "--out DIR</code> makes the same two pictures, bit for bit on the same kind of machine. Paste "
-    "or upload one, and the page follows.</p>"
+    '<p class="ac-about">Everything on this page, as a job: <code>attn-control render</code> makes '
+    "the same two pictures of it, bit for bit on the same kind of machine. Paste or upload one, and "
+    "the page follows.</p>"
 )
 # The browser has the text already: nothing is asked of the server.
 _DOWNLOAD = """(text) => {
@@ -26,7 +26,7 @@ def layout(ui: Any) -> None:
 
     gr.HTML(ABOUT)
     ui.alert("job")
-    ui.add("job.notes", gr.HTML(""))
+    ui.add("job.notes", gr.HTML("", elem_classes="ac-quiet"))
     text = gr.Textbox(
         label="job.yaml",
         lines=14,
@@ -37,7 +37,7 @@ def layout(ui: Any) -> None:
         interactive=True,
     )
     ui.add("job.text", text)
-    ui.add("job.picture", gr.HTML(""))
+    ui.add("job.picture", gr.HTML("", elem_classes="ac-quiet"))
     with gr.Row():
         ui.add("job.apply", gr.Button("Set the page to this", size="sm"))
         download = gr.Button("Download", size="sm")
