@@ -5,7 +5,7 @@ pipeline and its guider.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -62,13 +62,15 @@ class InLoop:
     prompt: int
 
 
-def in_loop(pipe: Any, loop: Loop) -> InLoop | None:
+def in_loop(pipe: Any, loop: Loop | None) -> InLoop | None:
     """Where the running loop of a pipeline is, by the names of its variables; None if it does not
     run: its schedulers do not tell, and some steps have several calls.
 
     Raises:
         AttnControlError: it runs, and has no such variables.
     """
+    if loop is None:
+        return None
     running = False
     for owner, frame in _methods():
         if pipe is None or owner is not pipe or frame.f_code.co_name != "__call__":
@@ -83,6 +85,14 @@ def in_loop(pipe: Any, loop: Loop) -> InLoop | None:
             f" {loop.step}, {loop.block} and {loop.prompt}; this release of diffusers is not known"
         )
     return None
+
+
+def told_to(
+    family: Family, arguments: Arguments, loop: InLoop | None
+) -> tuple[tuple[str, Hashable], ...]:
+    """What a language model's layout is told beside its arguments, by name."""
+    facts = {**family.facts(arguments), "prompt_length": None if loop is None else loop.prompt}
+    return tuple(facts.items())
 
 
 def guides_itself(pipe: Any) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attn_control.appended import append, with_riders
-from attn_control.branches import calling_pipeline, in_loop, learns_variance
+from attn_control.branches import calling_pipeline, in_loop, learns_variance, told_to
 from attn_control.bypass import Bypass
 from attn_control.caches import StepCaches
 from attn_control.call import Site, Step, rows_in, sample_of, tensor_in, with_sample
@@ -133,7 +133,7 @@ class Denoiser:
         if tracker.pipe is not None:
             refuse_in_backward(type(unwrap(self.model)).__name__)
         beside = self.component if self.beside else None
-        loop = in_loop(tracker.pipe, self.family.loop) if self.family.loop else None
+        loop = in_loop(tracker.pipe, self.family.loop)
         step = self.step = tracker.locate(self.family, arguments, context.name, beside, loop)
         for entry in active:
             refuse_pipeline(tracker.pipe, entry.control)  # not the attached one, perhaps
@@ -160,17 +160,9 @@ class Denoiser:
                 " of keys and values, into which another forward would write; switch the cache off"
             )
         riders = [entry for entry in guides if entry.control.rides and cond is not None]
-        told = dict(self.family.facts(arguments)) if due else {}
-        if self.family.language:
-            told["prompt_length"] = loop.prompt if loop is not None else None
-        main = Pass(
-            arguments,
-            in_place,
-            cond,
-            uncond=step.rows("uncond"),
-            branch=step.branch,
-            told=tuple(told.items()),
-        )
+        main = Pass(arguments, in_place, cond, uncond=step.rows("uncond"), branch=step.branch)
+        if due and self.family.language:
+            main = replace(main, told=told_to(self.family, arguments, loop))
         main = with_riders(main, riders, self.family)
         output = self._forward(forward, main, step, [self.plain])
         if not guides:

@@ -163,19 +163,19 @@ class SparseSoftmax:
         whether it could be read.
         """
         line, lengths = self.pattern.line, (call.q.shape[2], call.k.shape[2])
-        why, keys = call.besides, None
+        why, detail, keys = call.besides, "", None
         if not why and line is not None:
             if line == lengths:
                 return pairs_of(call.mask, call.causal, *lengths, call.q), True
-            why = f"{lengths[0]} queries and {lengths[1]} keys, expected {line[0]} and {line[1]}"
-        elif not why and call.causal:
-            why = "a mask of its own that is not padding (causal)"
-        elif not why and call.mask is not None:
-            keys = keys_of(call.mask, *lengths)
-            shape = tuple(call.mask.shape)
-            why = "" if keys is not None else f"a mask of its own that is not padding ({shape})"
+            why = "other queries and keys than the text that was told (a cache of one's own?)"
+        elif not why and (call.causal or call.mask is not None):
+            if call.mask is not None and not call.causal:
+                keys = keys_of(call.mask, *lengths)
+            shape = () if call.mask is None else tuple(call.mask.shape)
+            why = "a mask of its own that is not padding" if keys is None else ""
+            detail = " (causal)" if call.causal else f" (of shape {shape})"
         if why:
-            note = f"attention has {why}; it stays dense"
+            note = f"attention has {why}; it stays dense{detail}"
             if self.ledger.note(note):
                 warnings.warn(f"{self.who}: {self.site.label}: {note}", stacklevel=2)
         return keys, not why

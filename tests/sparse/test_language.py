@@ -636,3 +636,25 @@ def test_what_no_mask_says_stays_dense_with_one_warning(more, why, monkeypatch):
         assert len([w for w in caught if why in str(w.message)]) == 1
         assert why in session.report().to_dict()["controls"][0]["reason"]
     assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
+
+
+def test_a_cache_that_nobody_was_told_of_stays_dense_with_one_warning(monkeypatch):
+    """Keys of earlier calls, ahead of those of this one."""
+    pipe = tiny.llada2()
+    watched = Watched.__call__
+
+    def cached(
+        self: Any, module: Any, q: Tensor, k: Tensor, v: Tensor, *a: Any, **more: Any
+    ) -> Any:
+        k, v = (torch.cat([x[:, :, :8], x], 2) for x in (k, v))
+        return watched(self, module, q, k, v, *a, **more)
+
+    with pytest.MonkeyPatch.context() as patch, attach(pipe):
+        patch.setattr(Watched, "__call__", cached)
+        plain = logits(lambda: tiny.run_llada2(pipe, STEPS), pipe)
+    monkeypatch.setattr(Watched, "__call__", cached)
+    with attach(pipe, SelectedAttention(**EACH_STEP)):
+        with pytest.warns(UserWarning, match="other queries and keys than the text") as caught:
+            ours = logits(lambda: tiny.run_llada2(pipe, STEPS), pipe)
+        assert len([w for w in caught if "stays dense" in str(w.message)]) == 1
+    assert all(torch.equal(a, b) for a, b in zip(plain, ours, strict=True))
