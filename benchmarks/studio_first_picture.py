@@ -94,7 +94,9 @@ class Page:
         )
         ended = time.perf_counter(), time.process_time(), cpu_of_browser()
         self.status("done")
-        return tuple(last - first for first, last in zip(begun, ended, strict=True))  # type: ignore
+        spent = [last - first for first, last in zip(begun, ended, strict=True)]
+        print("first picture: {:.1f} s, processors {:.1f} and {:.1f} s".format(*spent), flush=True)
+        return tuple(spent)  # type: ignore[return-value]
 
     def source(self) -> str:
         shown = self.page.locator("#compare img.ac-without")
@@ -125,6 +127,7 @@ class Page:
         studio.cancel = cancel
         assert run.wait(60) and run.state == "cancelled"
         done = round(run.share * 100)  # one side of 100 steps: no control is on
+        print(f"cancel: {done - at_press[0]} steps, {seconds:.1f} s", flush=True)
         return done - at_press[0], seconds
 
 

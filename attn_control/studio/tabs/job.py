@@ -8,8 +8,8 @@ NAME = "Job"
 METHODS = ()
 ABOUT = (
     '<p class="ac-about">Everything on this page, as a job: <code>attn-control render</code> makes '
-    "the same two pictures of it, bit for bit on the same kind of machine. Paste or upload one, and "
-    "the page follows.</p>"
+    "the same two pictures of it, bit for bit on the same kind of machine. Paste or upload one, "
+    "and the page follows.</p>"
 )
 # The browser has the text already: nothing is asked of the server.
 _DOWNLOAD = """(text) => {
