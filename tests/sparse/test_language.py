@@ -7,6 +7,7 @@ the config, which is another mechanism than the package's.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
 import re
@@ -519,6 +520,19 @@ def test_a_part_of_the_model_may_be_wrapped_for_the_compiler():
     with attach(plain, control):
         bare = logits(lambda: tiny.run_gemma(plain, STEPS), plain)
     assert all(torch.equal(a, b) for a, b in zip(wrapped, bare, strict=True))
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_copy_of_an_attached_model_is_the_plain_model(kind):
+    pipe, other = MAKE[kind](), MAKE[kind]()
+    plain = logits(lambda: RUN[kind](pipe, STEPS), pipe)
+    before = type(pipe.model)
+    with attach(pipe, SelectedAttention(keep=REGIONS, **EACH_STEP)):
+        other.model = copy.deepcopy(pipe.model)
+        assert type(other.model) is before is not type(pipe.model)
+        copied = logits(lambda: RUN[kind](other, STEPS), other)
+        RUN[kind](pipe, STEPS)
+    assert all(torch.equal(a, b) for a, b in zip(plain, copied, strict=True))
 
 
 def test_two_models_of_one_class_are_told_apart():
