@@ -114,7 +114,7 @@ def measure(variant: Variant) -> Row:
         dense = read(make.compile_for(variant.target, yardstick, *given))
         if binary.share:
             kept = behind(variant.target, warps, binary, dense)
-            debt = DEBTS.get((variant.target, variant.kernel, variant.dim))
+            debt = DEBTS.get((variant.target, variant.kernel, variant.dim, variant.extra))
             lags, allowed = short(kept, debt)
             owed, found = (lags, found) if allowed else ([], found + lags)
         chip, times = CHIPS[variant.target], []

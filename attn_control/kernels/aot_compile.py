@@ -49,9 +49,10 @@ Launch = tuple[tuple[Any, ...], dict[str, Any]]
 class Shape:
     """A call of a real model: Flux at 1024 x 1024 pixels by default.
 
-    extra: "bool" or "added", the model's own mask, for each pair; "orders", rows of queries and of
-    keys in orders of their own; "groups", words of 64 atoms; "after", forward's epilogues; or
-    nothing. tf32: what float32 is multiplied as.
+    extra: "cut", some tiles are cut, as they are with the others too; "bool" or "added", the
+    model's own mask, for each pair; "orders", rows of queries and of keys in orders of their own;
+    "groups", words of 64 atoms; "after", forward's epilogues; or nothing. tf32: what float32 is
+    multiplied as.
     """
 
     batch: int = 1
@@ -75,8 +76,8 @@ def tile_of(kernel: str, shape: Shape, target: str) -> Tile:
 
 
 def launch(kernel: str, shape: Shape, target: str, tile: Tile | None = None) -> Launch:
-    """Arguments and constants of a launch over a mask with whole and with cut tiles; tensors of
-    tokens are on no device, and take no memory.
+    """Arguments and constants of a launch over a mask of whole tiles or, with an extra, of whole
+    and of cut ones; tensors of tokens are on no device, and take no memory.
     """
     if kernel in ("row_sums", "probe"):
         return _row_sums(shape) if kernel == "row_sums" else _probe(shape)
@@ -84,7 +85,8 @@ def launch(kernel: str, shape: Shape, target: str, tile: Tile | None = None) -> 
     tile = tile or tile_of(kernel, shape, target)
     blocks = -(-shape.tokens // shape.block)
     cells = torch.ones(1, 1, blocks, blocks, dtype=torch.int32)
-    cells[..., 0] = 2
+    if shape.extra:
+        cells[..., 0] = 2
     bits = torch.zeros(1, shape.block, -(-shape.block // 32), dtype=torch.int32)
     bits[:, 0] = 1
     grid = dict(q_block=shape.block, k_block=shape.block)

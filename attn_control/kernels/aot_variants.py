@@ -12,7 +12,7 @@ KERNELS = ("forward", "of_queries", "of_keys", "row_sums", "probe")
 WALKS = KERNELS[:3]
 """Those that walk lists, and so have a dense twin and a matrix product in a loop."""
 DIMS = (64, 128)
-EXTRAS = ("bool", "added", "orders", "groups", "after")
+EXTRAS = ("cut", "bool", "added", "orders", "groups", "after")
 """As `aot_compile.Shape` has them; the last is forward's alone."""
 
 
@@ -35,8 +35,10 @@ class Variant:
 
     @property
     def plain(self) -> bool:
-        """Whether dense attention does the same work, so that its kernel is a yardstick."""
-        return self.kernel in WALKS and not self.extra and self.precision == "half"
+        """Whether it is held to the dense kernel: on whole tiles that does the same work, and in
+        its loop over those a kernel for cut tiles as well does, too.
+        """
+        return self.kernel in WALKS and self.extra in ("", "cut") and self.precision == "half"
 
     @property
     def name(self) -> str:
@@ -50,6 +52,9 @@ FEW = [
     Variant("sm_80", "forward", 128, "fp16"),
     Variant("sm_80", "forward", 32, "fp32"),
     Variant("sm_80", "forward", 128, extra="bool"),
+    Variant("sm_90", "forward", 64, extra="cut"),
+    Variant("sm_80", "of_queries", 128, extra="cut"),
+    Variant("gfx942", "of_keys", 64, extra="cut"),
     Variant("sm_80", "of_queries", 128, extra="orders"),
     Variant("sm_80", "row_sums", 128),
     Variant("sm_90", "forward", 32),

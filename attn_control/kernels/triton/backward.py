@@ -40,8 +40,12 @@ def row_sums(
     inside = first + row < queries
     Out += batch * out_batch + head * out_head
     Grad += batch * grad_batch + head * grad_head
-    out = tile(rows(Out, Out, first, row, inside, out_row, False), inside, DIM, WIDE, True)
-    grad = tile(rows(Grad, Grad, first, row, inside, grad_row, False), inside, DIM, WIDE, True)
+    out = tile(
+        rows(Out, Out, first, row, inside, out_row, WIDE, False, True), inside, DIM, WIDE, True
+    )
+    grad = tile(
+        rows(Grad, Grad, first, row, inside, grad_row, WIDE, False, True), inside, DIM, WIDE, True
+    )
     delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
     at = (batch * heads + head) * queries + first + row
     if THROUGH_LSE:
@@ -64,9 +68,9 @@ def of_queries(
     length, blocks, list_heads, spread, list_batch_stride, list_head_stride,
     heads, group, queries, scale,
     FLIP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr, K_ORDERED: tl.constexpr,
-    BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr, CUTS: tl.constexpr,
+    FAR: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr,
+    K_ORDERED: tl.constexpr, BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """GradQ, of one block of queries: over the same tiles as forward."""
     batch, head, mine, piece, first, count = whose(
@@ -85,10 +89,12 @@ def of_queries(
     row, column = tl.arange(0, M), tl.arange(0, N)
     inside = row < count
     queried = token(QOrder, first, row, inside, Q_ORDERED)
-    q = tile(rows(Q, QOrder, first, row, inside, q_row, Q_ORDERED), inside, DIM, WIDE, True)
+    q = tile(
+        rows(Q, QOrder, first, row, inside, q_row, WIDE, Q_ORDERED, FAR), inside, DIM, WIDE, True
+    )
     if FLIP:
         q = -q
-    grad = rows(Grad, QOrder, first, row, inside, grad_row, Q_ORDERED)
+    grad = rows(Grad, QOrder, first, row, inside, grad_row, WIDE, Q_ORDERED, FAR)
     grad = tile(grad, inside, DIM, WIDE, True)
     of_query = (batch * heads + head) * queries + queried
     delta = tl.load(Delta + of_query, mask=inside, other=0.0)
@@ -99,7 +105,7 @@ def of_queries(
         low, high = words(Words, atoms, GROUPS)
     sums = tl.zeros([M, WIDE], tl.float32)
 
-    for CUT in tl.static_range(2):  # whole tiles, then cut ones
+    for CUT in tl.static_range(1 + CUTS):  # whole tiles, then cut ones
         At = CutAt if CUT else WholeAt
         for at in range(tl.load(At + mine), tl.load(At + mine + 1)):
             if CUT:
@@ -108,8 +114,20 @@ def of_queries(
             else:
                 key = tl.load(Whole + at)
                 there = column < N
-            k = tile(rows(K, KOrder, key, column, there, k_row, K_ORDERED), there, DIM, WIDE, CUT)
-            v = tile(rows(V, KOrder, key, column, there, v_row, K_ORDERED), there, DIM, WIDE, CUT)
+            k = tile(
+                rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR),
+                there,
+                DIM,
+                WIDE,
+                CUT,
+            )
+            v = tile(
+                rows(V, KOrder, key, column, there, v_row, WIDE, K_ORDERED, FAR),
+                there,
+                DIM,
+                WIDE,
+                CUT,
+            )
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             keyed = token(KOrder, key, column, there, K_ORDERED)
             ok = there[None, :]
@@ -132,7 +150,7 @@ def of_queries(
     if FLIP:
         sums = -sums
     GradQ += batch * into_batch + head * into_head
-    into = rows(GradQ, QOrder, first, row, inside, into_row, Q_ORDERED)
+    into = rows(GradQ, QOrder, first, row, inside, into_row, WIDE, Q_ORDERED, FAR)
     put(into, sums.to(GradQ.dtype.element_ty), inside, DIM, WIDE)
 
 
@@ -148,9 +166,9 @@ def of_keys(
     length, blocks, list_heads, spread, list_batch_stride, list_head_stride,
     heads, group, queries, scale,
     FLIP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr, K_ORDERED: tl.constexpr,
-    BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr, CUTS: tl.constexpr,
+    FAR: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr,
+    K_ORDERED: tl.constexpr, BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """GradK and GradV (of one layout), of one block of keys: over the lists of the transposed mask,
     of every query head that reads these keys in turn. Tiles are keys by queries.
@@ -166,8 +184,12 @@ def of_keys(
     row, column = tl.arange(0, M), tl.arange(0, N)
     inside = row < count
     keyed = token(KOrder, first, row, inside, K_ORDERED)
-    k = tile(rows(K, KOrder, first, row, inside, k_row, K_ORDERED), inside, DIM, WIDE, True)
-    v = tile(rows(V, KOrder, first, row, inside, v_row, K_ORDERED), inside, DIM, WIDE, True)
+    k = tile(
+        rows(K, KOrder, first, row, inside, k_row, WIDE, K_ORDERED, FAR), inside, DIM, WIDE, True
+    )
+    v = tile(
+        rows(V, KOrder, first, row, inside, v_row, WIDE, K_ORDERED, FAR), inside, DIM, WIDE, True
+    )
     if FLIP:
         k = -k
     if GROUPS != 0:
@@ -186,7 +208,7 @@ def of_keys(
         bias = Bias + batch * bias_batch + head * bias_head
         mine = batch * list_batch_stride + head * list_head_stride + block
 
-        for CUT in tl.static_range(2):  # whole tiles, then cut ones
+        for CUT in tl.static_range(1 + CUTS):  # whole tiles, then cut ones
             At = CutAt if CUT else WholeAt
             for at in range(tl.load(At + mine), tl.load(At + mine + 1)):
                 if CUT:
@@ -196,7 +218,7 @@ def of_keys(
                     query = tl.load(Whole + at)
                     there = column < N
                 queried = token(order, query, column, there, Q_ORDERED)
-                q = rows(q_of, order, query, column, there, q_row, Q_ORDERED)
+                q = rows(q_of, order, query, column, there, q_row, WIDE, Q_ORDERED, FAR)
                 q = tile(q, there, DIM, WIDE, CUT)
                 scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
                 ok = there[None, :]
@@ -209,16 +231,16 @@ def of_keys(
                 if BIAS != 0:
                     ok = ok & inside[:, None]
                     scores = biased(scores, ok, bias, keyed, queried, bias_column, bias_row, BIAS)
-                mass = vector(masses + queried, there, float("inf"), CUT)
+                mass = vector(masses, order, query, column, there, float("inf"), Q_ORDERED, CUT)
                 weights = tl.exp2(scores - mass[None, :])
                 if CUT:
                     weights = tl.where(ok, weights, 0.0)
-                grad = rows(grad_of, order, query, column, there, grad_row, Q_ORDERED)
+                grad = rows(grad_of, order, query, column, there, grad_row, WIDE, Q_ORDERED, FAR)
                 grad = tile(grad, there, DIM, WIDE, CUT)
                 given = weights.to(grad.dtype)
                 value_sums = tl.dot(given, grad, value_sums, input_precision=PRECISION)
                 slopes = tl.dot(v, tl.trans(grad), input_precision=PRECISION)
-                delta = vector(deltas + queried, there, 0.0, CUT)
+                delta = vector(deltas, order, query, column, there, 0.0, Q_ORDERED, CUT)
                 slopes = weights * (slopes - delta[None, :])
                 key_sums = tl.dot(slopes.to(q.dtype), q, key_sums, input_precision=PRECISION)
 
@@ -227,7 +249,7 @@ def of_keys(
         key_sums = -key_sums
     GradK += batch * into_batch + kv_head * into_head
     GradV += batch * into_batch + kv_head * into_head
-    into = rows(GradK, KOrder, first, row, inside, into_row, K_ORDERED)
+    into = rows(GradK, KOrder, first, row, inside, into_row, WIDE, K_ORDERED, FAR)
     put(into, key_sums.to(GradK.dtype.element_ty), inside, DIM, WIDE)
-    into = rows(GradV, KOrder, first, row, inside, into_row, K_ORDERED)
+    into = rows(GradV, KOrder, first, row, inside, into_row, WIDE, K_ORDERED, FAR)
     put(into, value_sums.to(GradV.dtype.element_ty), inside, DIM, WIDE)

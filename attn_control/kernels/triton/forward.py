@@ -33,9 +33,9 @@ def forward(
     heads, group, queries, scale,
     Onto, OntoLse, U, onto_batch, onto_head, onto_row, u_batch, u_head, u_row,
     FLIP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr, K_ORDERED: tl.constexpr,
-    BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr, CUTS: tl.constexpr,
+    FAR: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr,
+    K_ORDERED: tl.constexpr, BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
     ONTO: tl.constexpr, SOFTEN: tl.constexpr,
 ):  # fmt: skip
     """Out and Lse (float32, contiguous) of a block's queries, by online softmax in powers of two.
@@ -58,7 +58,9 @@ def forward(
     Bias += batch * bias_batch + head * bias_head
     row, column = tl.arange(0, M), tl.arange(0, N)
     inside = row < count
-    q = tile(rows(Q, QOrder, first, row, inside, q_row, Q_ORDERED), inside, DIM, WIDE, True)
+    q = tile(
+        rows(Q, QOrder, first, row, inside, q_row, WIDE, Q_ORDERED, FAR), inside, DIM, WIDE, True
+    )
     if FLIP:
         q = -q
     queried = token(QOrder, first, row, inside, Q_ORDERED)
@@ -71,7 +73,7 @@ def forward(
         top = tl.load(OntoLse + queried, mask=inside, other=float("-inf")) * 1.4426950408889634
         total = tl.where(top == float("-inf"), 0.0, 1.0)
         Onto += batch * onto_batch + head * onto_head
-        onto = rows(Onto, QOrder, first, row, inside, onto_row, Q_ORDERED)
+        onto = rows(Onto, QOrder, first, row, inside, onto_row, WIDE, Q_ORDERED, FAR)
         sums = tile(onto, inside, DIM, WIDE, True).to(tl.float32)
         sums = tl.where((total > 0)[:, None], sums, 0.0)
     else:
@@ -79,7 +81,7 @@ def forward(
         total = tl.zeros([M], tl.float32)
         sums = tl.zeros([M, WIDE], tl.float32)
 
-    for CUT in tl.static_range(2):  # whole tiles, then cut ones
+    for CUT in tl.static_range(1 + CUTS):  # whole tiles, then cut ones
         At = CutAt if CUT else WholeAt
         for at in range(tl.load(At + mine), tl.load(At + mine + 1)):
             if CUT:
@@ -88,7 +90,13 @@ def forward(
             else:
                 key = tl.load(Whole + at)
                 there = column < N
-            k = tile(rows(K, KOrder, key, column, there, k_row, K_ORDERED), there, DIM, WIDE, CUT)
+            k = tile(
+                rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR),
+                there,
+                DIM,
+                WIDE,
+                CUT,
+            )
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             if CUT or BIAS != 0:
                 scores *= scale
@@ -112,7 +120,13 @@ def forward(
                 fade = tl.exp2(top - above)
             total = total * fade + tl.sum(weights, 1)
             sums = sums * fade[:, None]
-            v = tile(rows(V, KOrder, key, column, there, v_row, K_ORDERED), there, DIM, WIDE, CUT)
+            v = tile(
+                rows(V, KOrder, key, column, there, v_row, WIDE, K_ORDERED, FAR),
+                there,
+                DIM,
+                WIDE,
+                CUT,
+            )
             sums = tl.dot(weights.to(v.dtype), v, sums, input_precision=PRECISION)
             top = above
 
@@ -121,13 +135,13 @@ def forward(
     lse = tl.where(some, (top + tl.log2(tl.where(some, total, 1.0))) * 0.6931471805599453, top)
     if SOFTEN:
         u = tl.load(U + batch * u_batch + head * u_head + queried * u_row, mask=inside, other=0.0)
-        own = rows(V, QOrder, first, row, inside, v_row, Q_ORDERED)
+        own = rows(V, QOrder, first, row, inside, v_row, WIDE, Q_ORDERED, FAR)
         own = tile(own, inside, DIM, WIDE, True).to(tl.float32)
         # As torch.lerp: exactly the output at 0, and exactly the value at 1.
         u = u[:, None]
         out = tl.where(u < 0.5, out + u * (own - out), own - (own - out) * (1 - u))
     Out += batch * out_batch + head * out_head
-    into = rows(Out, QOrder, first, row, inside, out_row, Q_ORDERED)
+    into = rows(Out, QOrder, first, row, inside, out_row, WIDE, Q_ORDERED, FAR)
     put(into, out.to(Out.dtype.element_ty), inside, DIM, WIDE)
     Lse += (batch * heads + head) * queries
     tl.store(Lse + queried, lse, mask=inside)

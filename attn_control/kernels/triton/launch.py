@@ -198,6 +198,9 @@ def arguments(
         "BLOCK": walk.block,
         "WORDS": lists.pool.shape[2],
         "PIECES": walk.pieces,
+        # A kernel of its own for masks of whole tiles: the loop over cut ones costs it registers.
+        "CUTS": int(len(lists.cut) > 0),
+        "FAR": any(far(x) for x in (q, k, v, *strided)),
         "M": tile.m,
         "N": tile.n,
         "Q_ORDERED": extras.q_order is not None,
@@ -217,8 +220,14 @@ def arguments(
         args += tuple(stand_in if x is None else x for x in epilogue)
         args += *broadcast(epilogue.onto, 3), *broadcast(epilogue.u, 3)
         constants["ONTO"] = epilogue.onto is not None
+        constants["FAR"] |= epilogue.onto is not None and far(epilogue.onto)
         constants["SOFTEN"] = epilogue.u is not None
     return (len(lists.order) * shared_by * walk.pieces,), args, constants
+
+
+def far(x: Tensor) -> bool:
+    """Whether some token of a head lies further from its first one than 32 bits reach."""
+    return x.shape[-2] * x.stride(-2) >= 1 << 31
 
 
 def broadcast(x: Tensor | None, axes: int) -> list[int]:

@@ -39,38 +39,46 @@ def token(Order, first, offsets, inside, ORDERED: tl.constexpr):
 
 
 @triton.jit
-def rows(Base, Order, first, offsets, inside, stride, ORDERED: tl.constexpr):
-    """Pointers to the tokens at ``first + offsets``: a 64-bit scalar, then 32 bits a row, unless
-    the rows lie in an order of their own.
+def rows(
+    Base, Order, first, offsets, inside, stride, WIDE: tl.constexpr, ORDERED: tl.constexpr,
+    FAR: tl.constexpr,
+):  # fmt: skip
+    """Pointers (rows, WIDE) to the features of the tokens at ``first + offsets``. Unless FAR they
+    are 32 bits from Base: addresses then take a third of the instructions in a loop.
     """
+    d = tl.arange(0, WIDE)[None, :]
     if ORDERED:
-        return Base + token(Order, first, offsets, inside, ORDERED).to(tl.int64) * stride
+        at = token(Order, first, offsets, inside, ORDERED)
+        if FAR:
+            at = at.to(tl.int64)
+        return Base + (at[:, None] * stride + d)
     else:
-        return Base + first.to(tl.int64) * stride + offsets * stride
+        # What no loop changes in brackets of its own.
+        if FAR:
+            first = first.to(tl.int64)
+        return Base + (first * stride + ((offsets * stride)[:, None] + d))
 
 
 @triton.jit
 def tile(pointers, inside, DIM: tl.constexpr, WIDE: tl.constexpr, CUT: tl.constexpr):
     """(rows, WIDE): the rows' features, 0 past DIM and, if CUT, where not inside."""
     d = tl.arange(0, WIDE)
-    at = pointers[:, None] + d[None, :]
     if CUT:
         if DIM == WIDE:
-            return tl.load(at, mask=inside[:, None], other=0.0)
+            return tl.load(pointers, mask=inside[:, None], other=0.0)
         else:
-            return tl.load(at, mask=inside[:, None] & (d < DIM)[None, :], other=0.0)
+            return tl.load(pointers, mask=inside[:, None] & (d < DIM)[None, :], other=0.0)
     else:
         if DIM == WIDE:
-            return tl.load(at)
+            return tl.load(pointers)
         else:
-            return tl.load(at, mask=(d < DIM)[None, :], other=0.0)
+            return tl.load(pointers, mask=(d < DIM)[None, :], other=0.0)
 
 
 @triton.jit
 def put(pointers, values, inside, DIM: tl.constexpr, WIDE: tl.constexpr):
     d = tl.arange(0, WIDE)
-    at = pointers[:, None] + d[None, :]
-    tl.store(at, values, mask=inside[:, None] & (d < DIM)[None, :])
+    tl.store(pointers, values, mask=inside[:, None] & (d < DIM)[None, :])
 
 
 @triton.jit
@@ -81,12 +89,19 @@ def entry(Cut, at):
 
 
 @triton.jit
-def vector(pointers, inside, other: tl.constexpr, CUT: tl.constexpr):
-    """A number a row; ``other`` where not inside, if CUT."""
-    if CUT:
-        return tl.load(pointers, mask=inside, other=other)
+def vector(
+    Base, Order, first, offsets, inside, other: tl.constexpr, ORDERED: tl.constexpr,
+    CUT: tl.constexpr,
+):  # fmt: skip
+    """A number of each of the tokens at ``first + offsets``; ``other`` where not inside, if CUT."""
+    if ORDERED:
+        at = Base + token(Order, first, offsets, inside, ORDERED)
     else:
-        return tl.load(pointers)
+        at = Base + first + offsets
+    if CUT:
+        return tl.load(at, mask=inside, other=other)
+    else:
+        return tl.load(at)
 
 
 @triton.jit

@@ -47,8 +47,8 @@ def probe(
     key = tl.load(Keys + column, mask=there, other=0)
     Q += batch * q_batch + head * q_head
     K += batch * k_batch + head // group * k_head
-    q = tile(rows(Q, Q, first, row, inside, q_row, False), inside, DIM, WIDE, True)
-    k = tile(K + key.to(tl.int64) * k_row, there, DIM, WIDE, True)
+    q = tile(rows(Q, Q, first, row, inside, q_row, WIDE, False, True), inside, DIM, WIDE, True)
+    k = tile(rows(K, Keys, 0, column, there, k_row, WIDE, True, True), there, DIM, WIDE, True)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     if BLOCKS:
         Entry += batch * entry_batch + head * entry_head + block * chosen

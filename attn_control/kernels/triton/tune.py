@@ -36,7 +36,7 @@ def wide(dim: int) -> int:
 # By what the matrix unit reads its operands from, and by the features held: the largest tiles that
 # spill nothing (`python -m attn_control.kernels.aot`), none of them timed yet.
 REGISTERS = {
-    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 168), Tile(64, 32, 4, 2)),
+    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 168), Tile(64, 32, 4, 2, 168)),
     128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
     256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
 }
@@ -48,14 +48,19 @@ A100 = {
 }
 # The same, but that code for sm_120 comes out with more registers.
 CONSUMER_BLACKWELL = {
-    64: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
-    128: Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+    64: Tiles(*[Tile(128, 32, 8, 2)] * 3),
+    128: Tiles(Tile(64, 32, 4, 2), Tile(128, 32, 8, 2), Tile(64, 32, 8, 2)),
     256: REGISTERS[256],
 }
-SHARED_MEMORY = {
-    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+HOPPER = {
+    64: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     128: Tiles(Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
     256: REGISTERS[256],
+}
+BLACKWELL = {
+    **HOPPER,
+    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(64, 64, 4, 2)),
+    128: HOPPER[128]._replace(of_keys=Tile(128, 32, 8, 2)),
 }
 # One stage: more crash or are slower there.
 AMD = {
@@ -77,8 +82,10 @@ def tiles(dim: int, half: bool, target: str) -> Tiles:
         return Tiles(*[Tile(small, small, 4, 1)] * 3)
     if target.startswith("gfx"):
         table = AMD
-    elif target in ("sm_90", "sm_100", "sm_103"):
-        table = SHARED_MEMORY
+    elif target in ("sm_100", "sm_103"):
+        table = BLACKWELL
+    elif target == "sm_90":
+        table = HOPPER
     elif target in ("sm_120", "sm_121"):
         table = CONSUMER_BLACKWELL
     else:

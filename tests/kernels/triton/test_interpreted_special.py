@@ -1,0 +1,91 @@
+"""Kernels made for a kind of call: masks of whole tiles alone, tokens far apart."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from attend_oracle import Case, blocks_of, case, softmax, worst
+
+from attn_control.kernels.triton import launch
+from attn_control.kernels.triton.launch import Extras, Walk, arguments
+from attn_control.kernels.triton.lists import lower
+from attn_control.kernels.triton.run import attend_triton
+from attn_control.kernels.triton.tune import Tile
+
+
+def constants(x, width=32):
+    walk = Walk(lower(x.plan, width), 1, 1, Tile(32, width, 4, 1))
+    return arguments(walk, Extras(), x.q, x.k, x.v, (x.q,), (x.q,), 1.0)[2]
+
+
+def of_whole_blocks(keys):
+    """A case whose blocks of 32 are on or off as a whole; one row of blocks is empty."""
+    x = case(1, block=(32, 32), q_regions=(96,), k_regions=(keys,), batch=1)
+    table = torch.rand(1, 2, 3, -(-keys // 32), generator=torch.Generator().manual_seed(2)) < 0.6
+    table[:, :, 1] = False
+    dense = table.repeat_interleave(32, 2).repeat_interleave(32, 3)[..., :keys]
+    return Case(x.q, x.k, x.v, dense, blocks_of(dense, 32, 32))
+
+
+@pytest.mark.parametrize(("keys", "cuts"), [(128, 0), (120, 1)])
+def test_masks_of_whole_tiles(keys, cuts):
+    """They have no cut tile, and a kernel without a loop over those; a ragged tail is cut."""
+    x = of_whole_blocks(keys)
+    assert constants(x)["CUTS"] == cuts
+    inputs = [t.requires_grad_() for t in (x.q, x.k, x.v)]
+    twins = [t.detach().double().requires_grad_() for t in inputs]
+    out, lse = attend_triton(*inputs, x.plan, None, 0.25)
+    expected, mass = softmax(*twins, x.dense, 0.25)
+    assert worst(out, expected) <= 2e-6 and worst(lse, mass) <= 2e-6
+    way = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+    found = torch.autograd.grad((out * way).sum(), inputs)
+    truth = torch.autograd.grad((expected * way).sum(), twins)
+    assert all(
+        worst(a, b) <= 5e-6 * max(1.0, b.abs().max()) for a, b in zip(found, truth, strict=True)
+    )
+
+
+def apart(x, places):
+    """The same numbers, tokens so far apart that the last lies ``places`` from the first. Memory
+    between them is never touched, so that there is none.
+    """
+    step = -(-places // (x.shape[2] - 1))
+    room = torch.empty(step * (x.shape[2] - 1) + x.shape[1] * x.shape[3], dtype=x.dtype)
+    view = room.as_strided(x.shape, (0, x.shape[3], step, 1))
+    return view.copy_(x.detach())
+
+
+def test_tokens_further_apart_than_32_bits_reach():
+    x = case(3, dtype=torch.float16, q_regions=(40,), k_regions=(50,), dim=16)
+    expected = attend_triton(x.q, x.k, x.v, x.plan, None, 0.25)
+    far = [apart(t, 1 << 31) for t in (x.q, x.k, x.v)]
+    assert all(launch.far(t) for t in far) and not any(map(launch.far, (x.q, x.k, x.v)))
+    for number in range(3):
+        inputs = [x.q, x.k, x.v]
+        inputs[number] = far[number]
+        found = attend_triton(*inputs, x.plan, None, 0.25)
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_gradients_of_tokens_that_far_apart():
+    x = case(4, dtype=torch.float16, q_regions=(40,), k_regions=(50,), dim=16)
+    found = []
+    for k in (x.k, apart(x.k, 1 << 31)):
+        inputs = [t.detach().requires_grad_() for t in (x.q, k, x.v)]
+        out, lse = attend_triton(*inputs, x.plan, None, 0.25)
+        loss = out.float().sum() + torch.where(lse.isinf(), 0.0, lse).sum()
+        found.append(torch.autograd.grad(loss, inputs))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_where_32_bits_end():
+    """Reckoned from the first token of a head: neither heads nor batch rows count."""
+
+    def at(row, tokens=8):
+        steps = (1 << 40, 1 << 35, row, 1)
+        return torch.empty_strided((2, 2, tokens, 4), steps, device="meta")
+
+    edge = math.ceil((1 << 31) / 8)
+    assert launch.far(at(edge)) and not launch.far(at(edge - 1))
