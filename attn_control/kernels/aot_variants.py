@@ -51,6 +51,7 @@ FEW = [
     *(Variant("sm_80", kernel, 128, "tf32") for kernel in WALKS),
     Variant("sm_80", "forward", 128, "fp16"),
     Variant("sm_80", "forward", 32, "fp32"),
+    Variant("sm_80", "forward", 128, "fp32"),
     Variant("sm_80", "forward", 128, extra="bool"),
     Variant("sm_90", "forward", 64, extra="cut"),
     Variant("sm_80", "of_queries", 128, extra="cut"),

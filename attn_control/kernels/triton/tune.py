@@ -78,8 +78,9 @@ def tiles(dim: int, half: bool, target: str) -> Tiles:
     target: "sm_80" and so on, or AMD's "gfx942".
     """
     if not half:
-        small = 32 if dim <= 128 else 16
-        return Tiles(*[Tile(small, small, 4, 1)] * 3)
+        small, more = (32 if dim <= 128 else 16), (8 if 64 < dim <= 128 else 4)
+        one, two = Tile(small, small, 4, 1), Tile(small, small, more, 1)
+        return Tiles(two, one, two)
     if target.startswith("gfx"):
         table = AMD
     elif target in ("sm_100", "sm_103"):
