@@ -49,15 +49,12 @@ def faults(target: str, binary: Binary, *, matrix: bool = True, loop: bool = Tru
 DEBTS: dict[tuple[str, str, int, str], tuple[float, float]] = {
     ("sm_90", "of_keys", 256, ""): (0.94, 1.0),
     ("sm_100", "of_keys", 128, ""): (0.94, 1.0),
-    ("sm_120", "forward", 128, ""): (0.94, 1.0),
     ("sm_90", "forward", 64, "cut"): (0.95, 0.5),
     ("sm_90", "of_queries", 128, "cut"): (0.92, 0.5),
     ("sm_100", "forward", 64, "cut"): (0.95, 0.5),
     ("sm_100", "of_queries", 64, "cut"): (0.95, 0.5),
     ("sm_100", "of_keys", 64, "cut"): (0.95, 0.66),
     ("sm_100", "of_keys", 128, "cut"): (0.93, 1.0),
-    ("sm_120", "forward", 64, "cut"): (0.95, 0.5),
-    ("sm_120", "forward", 128, "cut"): (0.93, 1.0),
     ("gfx942", "of_queries", 64, "cut"): (0.95, 0.5),
 }
 

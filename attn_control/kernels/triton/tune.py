@@ -48,8 +48,8 @@ A100 = {
 }
 # The same, but that code for sm_120 comes out with more registers.
 CONSUMER_BLACKWELL = {
-    64: Tiles(*[Tile(128, 32, 8, 2)] * 3),
-    128: Tiles(Tile(64, 32, 4, 2), Tile(128, 32, 8, 2), Tile(64, 32, 8, 2)),
+    64: Tiles(Tile(128, 32, 8, 2, 128), Tile(128, 32, 8, 2), Tile(128, 32, 8, 2)),
+    128: Tiles(Tile(64, 32, 4, 1), Tile(128, 32, 8, 2), Tile(64, 32, 8, 2)),
     256: REGISTERS[256],
 }
 HOPPER = {
