@@ -452,7 +452,7 @@ def test_every_tab_fits_and_axe_finds_nothing_serious(visit, width, dark):
     """With a run's results beside it; axe-core where ATTN_CONTROL_AXE names it."""
     at = visit(width=width, dark=dark)
     if dark:  # one picture and no slider
-        at.steps(1)
+        at.steps(2)
     else:
         at.page.get_by_role("button", name="silence a head").click()
         at.tab("Job")
@@ -467,7 +467,7 @@ def test_every_tab_fits_and_axe_finds_nothing_serious(visit, width, dark):
         if control:
             section = at.section(control)
             if tab == "Video":
-                section.get_by_label("more options").fill("{block: 16}")
+                section.get_by_label("more options").fill("{block: 32}")
                 section.get_by_label(f"use {control}").check()
                 at.page.wait_for_selector("#foreseen svg rect")
         at.page.wait_for_timeout(500)
