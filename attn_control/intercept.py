@@ -24,7 +24,7 @@ from attn_control.families import family_of, find_sites, unwrap
 from attn_control.parallel import refuse_spread_heads
 from attn_control.plan import PlanBuilder
 from attn_control.processors.control import Control
-from attn_control.softmax import Port, local, lock, patch, unpatch
+from attn_control.softmax import Port, local, lock, patch, release, unpatch
 
 
 def _new(cls: type, *args: Any) -> Any:
@@ -181,10 +181,7 @@ class Interception:
         self._held.clear()
         unpatch(self._modules)
         self._modules = []
-        for port in self.ports:
-            port.plan = None
-            if port.site.module.__dict__.get("_attn_control_port") is port:
-                del port.site.module.__dict__["_attn_control_port"]
+        release(self.ports)
 
 
 _users: dict[

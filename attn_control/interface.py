@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from attn_control.call import Call, heads_of
 from attn_control.errors import AttnControlError
 from attn_control.families import family_of, find_sites
-from attn_control.softmax import Port, patch, unpatch
+from attn_control.softmax import Port, patch, release, unpatch
 
 INTERFACE, EAGER = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
 """The names in a model's module. The second is what some take without asking the interface."""
@@ -195,7 +195,4 @@ class InterfaceInterception:
         """Give every module its names back."""
         unpatch(self._modules)
         self._modules = []
-        for port in self.ports:
-            port.plan = None
-            if port.site.module.__dict__.get("_attn_control_port") is port:
-                del port.site.module.__dict__["_attn_control_port"]
+        release(self.ports)

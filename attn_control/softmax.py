@@ -10,7 +10,7 @@ import functools
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -173,3 +173,11 @@ def unpatch(names: list[str]) -> None:
             del patched[name]
             for attribute, value in saved.items():
                 setattr(sys.modules[name], attribute, value)
+
+
+def release(ports: Iterable[Port]) -> None:
+    """Take the plans off ports, and the ports off their modules where they are still there."""
+    for port in ports:
+        port.plan = None
+        if port.site.module.__dict__.get("_attn_control_port") is port:
+            del port.site.module.__dict__["_attn_control_port"]

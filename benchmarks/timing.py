@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from attn_control.eval.attention_clock import clock_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -35,14 +36,9 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
     """Of one call: by the wall, or of the processor where a single thread runs: on a busy machine
     the wall's clock counts the neighbours' work.
     """
-    single = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if single else time.perf_counter
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    _, clock = clock_of(str(device))
     start = clock()
     call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     return clock() - start
 
 
@@ -70,7 +66,7 @@ def report(name: str, rows: list[Row], device: torch.device, **more: str) -> Non
     where = {
         "device": f"{device.type} {machine}".strip(),
         "threads": torch.get_num_threads(),
-        "clock": "wall" if device.type != "cpu" or torch.get_num_threads() > 1 else "processor",
+        "clock": clock_of(str(device))[0],
         "torch": torch.__version__,
         "python": platform.python_version(),
         **more,
