@@ -14,11 +14,18 @@ if TYPE_CHECKING:
     from attn_control.masks.block import BlockMask
 
 
+class TileError(AttnControlError):
+    """Bit tiles of key blocks that are no multiple of ``unit`` tokens, the bits of a word."""
+
+    unit = 32
+
+
 def shapes(mask: BlockMask) -> None:
     """Cheap, for every mask that is made: nothing of what the lists hold is read."""
-    if len(mask.pool) and mask.k_block % 32:
-        raise AttnControlError(
-            f"BlockMask: k_block={mask.k_block} has to be a multiple of 32 to have bit tiles"
+    if len(mask.pool) and mask.k_block % TileError.unit:
+        raise TileError(
+            f"BlockMask: k_block={mask.k_block} has to be a multiple of {TileError.unit} to have"
+            " bit tiles"
         )
     lists = *mask.index.shape[:2], mask.q_blocks
     expected = {

@@ -15,6 +15,7 @@ from attn_control.kernels.corrections import CORRECTIONS
 from attn_control.kernels.pieces import shares
 from attn_control.kernels.sparse import Fixed, Pattern, SparseSoftmax
 from attn_control.masks.block import BlockMask
+from attn_control.masks.check import TileError
 from attn_control.masks.place import Place
 from attn_control.plan import Part, PlanBuilder
 from attn_control.policy import StepPolicy
@@ -38,7 +39,8 @@ class SparseControl(Control):
             nothing is computed at all and the mask decides nothing: the baseline), "residual",
             "rho" or "lse"; see ``kernels.corrections``.
         rho_gain: by how much "rho" lets the sparse part's share grow a level.
-        block: tokens a block; None: 128 from 16,384 tokens up, 64 from 1,024, else 32.
+        block: tokens a block, a multiple of 32 where the mask cuts through blocks; None: 128 from
+            16,384 tokens up, 64 from 1,024, else 32.
 
     Raises:
         AttnControlError: a value out of range, tokens without a known grid.
@@ -82,6 +84,20 @@ class SparseControl(Control):
     def pattern(self, place: Place, device: torch.device) -> Pattern:
         """Its masks for a geometry. Raises AttnControlError where it has none."""
 
+    def built(self, place: Place, device: torch.device) -> Pattern:
+        """`pattern`, with errors of the functions that make masks told as this control's."""
+        try:
+            return self.pattern(place, device)
+        except TileError as error:
+            raise AttnControlError(
+                f"{self}: block={self.block} does not fit {place.shape} tokens, whose mask cuts"
+                f" through blocks; expected a multiple of {error.unit}, or None"
+            ) from error
+        except AttnControlError as error:
+            if str(error).startswith(type(self).__name__):
+                raise
+            raise AttnControlError(f"{self}: {error}") from error
+
     @property
     def fixed(self) -> bool:
         """Whether its masks depend on the geometry alone."""
@@ -96,7 +112,7 @@ class SparseControl(Control):
         """Density of its mask, and share of pairs that it computes; None where they are not known
         before queries and keys are. About so much where those have a say.
         """
-        pattern = self.pattern(place, torch.device("cpu"))
+        pattern = self.built(place, torch.device("cpu"))
         if not isinstance(pattern, Fixed):
             return None
         return shares(pattern.made, 1)
@@ -190,7 +206,7 @@ class SparseControl(Control):
             return
         ledger.spared.discard(builder.site)
         key = (number, place, str(builder.device))
-        pattern = records.memory.shared(key, lambda: self.pattern(place, builder.device))
+        pattern = records.memory.shared(key, lambda: self.built(place, builder.device))
         softmax = SparseSoftmax(
             number,
             str(self),

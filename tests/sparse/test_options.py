@@ -157,6 +157,34 @@ def test_layers_that_cannot_be_are_refused_when_attached(options, words):
         attach(pipe, NAMES["TileAttention"](**options))
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("RadialAttention", {"revision": "paper"}),
+        ("NeighborhoodAttention", {}),
+        ("SpatialTemporalAttention", {}),
+        ("AutoSparse", {}),
+    ],
+)
+def test_a_block_size_that_a_mask_cannot_have_is_told_as_the_controls(name, options):
+    pipe, call = video(steps=4, size=112)
+    control = NAMES[name](block=16, **options)
+    with pytest.raises(AttnControlError) as error:
+        with attach(pipe, control):
+            tiny_pipelines.render(pipe, call | {"num_frames": 17})
+    said = str(error.value)
+    assert said.startswith(f"{name}(") and "BlockMask" not in said
+    assert "block=16 does not fit (5, 7, 7) tokens" in said and "a multiple of 32" in said
+
+
+def test_what_the_maker_of_a_mask_refuses_names_the_control():
+    pipe, call = video(steps=4)
+    control = NAMES["RadialAttention"](target_density=0.01)
+    with pytest.raises(AttnControlError, match=r"^RadialAttention\(.*target_density=0\.01"):
+        with attach(pipe, control):
+            tiny_pipelines.render(pipe, call)
+
+
 def test_a_density_out_of_reach_says_what_is_in_reach():
     pipe, call = video(steps=4)
     control = NAMES["SpatialTemporalAttention"](target_density=0.1)
