@@ -114,6 +114,11 @@ def test_shared_biases_are_made_once_and_only_so_many_are_kept(monkeypatch):
     biases = [t.bias for g in tiles.all for t in g.tasks if t.bias is not None]
     assert len({id(bias) for bias in biases}) < len(biases)
     scratch = Scratch()
+    often = next(bias for bias in biases if biases.count(bias) > 1)
+    assert often.tensor(scratch) is often.tensor(scratch)
+    # That of a single tile is kept as soon as its mask is used again.
+    assert biases.count(biases[0]) == 1
+    biases[0].tensor(scratch)
     first = biases[0].tensor(scratch)
     assert biases[0].tensor(scratch) is first
     monkeypatch.setattr("attn_control.kernels.tiles.bias.KEPT_BYTES", 0)

@@ -73,12 +73,16 @@ class Bias:
     """Of one tile: ``codes`` int32 (row blocks, column blocks), as `BlockMask.cells` has them.
 
     rows, columns: of the blocks laid side by side at full size, which are there; None: all.
+    uses: how many tiles have it. One that is used but once is not kept before its mask is seen to
+    be used again: fresh memory costs more than the bias itself.
     """
 
     tiles: Tiles
     codes: NDArray[np.int32]
     rows: Tensor | None
     columns: Tensor | None
+    uses: int = 0
+    _asked: int = 0
     _held: Tensor | None = field(default=None, repr=False)
 
     def tensor(self, scratch: Scratch) -> Tensor:
@@ -101,7 +105,8 @@ class Bias:
             made = made.index_select(0, self.rows)
         if self.columns is not None:
             made = made.index_select(1, self.columns)
-        if self.tiles.keep(made.nbytes):
+        self._asked += 1
+        if max(self.uses, self._asked) > 1 and self.tiles.keep(made.nbytes):
             self._held = made = made.clone()
         return made
 
@@ -121,6 +126,7 @@ def bias_of(
     if found is None:
         found = Bias(tiles, codes.copy(), _present(*rows), _present(*columns))
         tiles.patterns[key] = found
+    found.uses += 1
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,34 +12,48 @@ from torch import Tensor
 from attn_control.masks.block import FIRST_TILE, WHOLE, BlockMask
 
 
-def idle(mask: BlockMask) -> tuple[Tensor | None, Tensor | None]:
+def idle(mask: BlockMask, cells: NDArray[np.int32]) -> tuple[Tensor | None, Tensor | None]:
     """Queries and keys, bool (batch, heads, tokens) with batch and heads as the mask has them, True
-    where idle; None where none is.
+    where idle; None where none is. cells: the mask's own.
     """
-    cells = mask.cells().cpu().numpy()
     pool = mask.pool.cpu().numpy()
-    rows = (pool != 0).any(2)
-    octets = np.bitwise_or.reduce(pool, axis=1).view(np.uint8) if len(pool) else None
-    columns = np.zeros((0, mask.k_block), bool)
-    if octets is not None:
-        columns = np.unpackbits(octets, axis=1, bitorder="little")[:, : mask.k_block] != 0
+    whole = cells == WHOLE
+
+    def of_queries() -> NDArray[np.bool_]:
+        return (pool != 0).any(2)
+
+    def of_keys() -> NDArray[np.bool_]:
+        octets = np.bitwise_or.reduce(pool, axis=1).view(np.uint8)
+        return np.unpackbits(octets, axis=1, bitorder="little")[:, : mask.k_block] != 0
+
+    sides = cells.swapaxes(-1, -2), whole.swapaxes(-1, -2)
     return (
-        _idle(cells, rows, mask.q_bounds, mask.q_block),
-        _idle(cells.swapaxes(-1, -2), columns, mask.k_bounds, mask.k_block),
+        _idle(cells, whole, of_queries, mask.q_bounds, mask.q_block),
+        _idle(*sides, of_keys, mask.k_bounds, mask.k_block),
     )
 
 
 def _idle(
-    cells: NDArray[np.int32], used: NDArray[np.bool_], bounds: Tensor, block: int
+    cells: NDArray[np.int32],
+    whole: NDArray[np.bool_],
+    used: Callable[[], NDArray[np.bool_]],
+    bounds: Tensor,
+    block: int,
 ) -> Tensor | None:
     """Of the first side of ``cells``; used: bool (tiles, block), which of its tokens a tile has."""
+    busy = whole.any(-1)
+    if busy.all():  # so it mostly is, and nothing else needs to be looked at
+        return None
     lengths = np.diff(bounds.cpu().numpy())
-    busy = np.zeros((*cells.shape[:3], block), bool)
-    busy[(cells == WHOLE).any(-1)] = True
-    b, h, i, j = (cells >= FIRST_TILE).nonzero()
-    np.logical_or.at(busy, (b, h, i), used[cells[b, h, i, j] - FIRST_TILE])
+    tokens = np.zeros((*busy.shape, block), bool)
+    tokens[busy] = True
+    place = (~busy).nonzero()
+    row, column = (cells[place] >= FIRST_TILE).nonzero()
+    if len(row):
+        b, h, i = (x[row] for x in place)
+        np.logical_or.at(tokens, (b, h, i), used()[cells[b, h, i, column] - FIRST_TILE])
     there = np.arange(block) < lengths[:, None]
-    found = ~busy[..., there]
+    found = ~tokens[..., there]
     return torch.from_numpy(found) if found.any() else None
 
 

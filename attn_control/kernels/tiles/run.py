@@ -127,10 +127,17 @@ def _group(
     out[:, :, rows], lse[:, :, rows] = _softmax(first, x, masked, at, scale, scratch)
     if not others:
         return
+    if others[0].rows == group.rows:
+        found = _softmax(others[0], x, masked, at, scale, scratch)
+        fold(out[:, :, rows], lse[:, :, rows], *found)
+        return
     # What the others find is folded in at once, for all rows: each of these operations is small.
     kept = (*lse[:, :, rows].shape, x.q.shape[3])
-    more = scratch.get("more", kept, out.dtype, out.device).zero_()
-    more_lse = scratch.get("more lse", kept[:3], lse.dtype, out.device).fill_(NONE)
+    more = scratch.get("more", kept, out.dtype, out.device)
+    more_lse = scratch.get("more lse", kept[:3], lse.dtype, out.device)
+    if sum(len(task.rows) for task in others) < len(group.rows):
+        more.zero_()
+        more_lse.fill_(NONE)
     for task in others:
         here = slice(task.rows.start - rows.start, task.rows.stop - rows.start)
         found = _softmax(task, x, masked, at, scale, scratch)

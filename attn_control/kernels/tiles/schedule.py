@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from attn_control.kernels.tiles.bias import Bias, Tiles, bias_of
 from attn_control.kernels.tiles.costs import costs
-from attn_control.kernels.tiles.cut import Cut, Tile
+from attn_control.kernels.tiles.cut import Tile, cut
 from attn_control.kernels.tiles.idle import idle
 from attn_control.kernels.tiles.tokens import Blocks, Grid, Run, Tokens, gather
 from attn_control.masks.block import OFF, WHOLE, BlockMask
@@ -133,61 +132,45 @@ def _compile(mask: BlockMask, dtype: torch.dtype, turned: bool) -> Schedule:
     rows = Grid.of(mask.q_bounds, mask.q_block, mask.q_regions)
     across = Grid.of(mask.k_bounds, mask.k_block, mask.k_regions)
     cells = mask.cells().cpu().numpy()
+    unused = idle(mask, cells)
     if turned:
         rows, across, cells = across, rows, cells.swapaxes(-1, -2)
-    tiles = Tiles(mask, turned)
-    price = costs(dtype, turned)
-    lists: list[list[Lists]] = []
-    for heads in cells:
-        lists.append([])
-        for table in heads:
-            table = np.ascontiguousarray(table)
-            heights, widths = (grid.widths.astype(np.float64) for grid in (rows, across))
-            cut = Cut(table != OFF, table == WHOLE, heights, widths, price)
-            make = _Maker(table, rows, across, tiles)
-            lists[-1].append(tuple(make.group(tile) for tile in cut.tiles()))
-    return Schedule(tuple(map(tuple, lists)), rows.tokens, across.tokens, idle(mask))
+    tables = np.ascontiguousarray(cells.reshape(-1, *cells.shape[2:]))
+    heights, widths = (grid.widths.astype(np.float64) for grid in (rows, across))
+    found = cut(tables != OFF, tables == WHOLE, heights, widths, costs(dtype, turned))
+    make = _Maker(rows, across, Tiles(mask, turned), rows.bounds.tolist())
+    made = [
+        tuple(make.group(tile, table) for tile in tiles)
+        for table, tiles in zip(tables, found, strict=True)
+    ]
+    heads = mask.heads
+    lists = tuple(tuple(made[at : at + heads]) for at in range(0, len(made), heads))
+    return Schedule(lists, rows.tokens, across.tokens, unused)
 
 
 @dataclass(frozen=True, eq=False)
 class _Maker:
-    """Tiles of one table made into tasks."""
+    """Tiles made into tasks. starts: where each block row begins, and the end of the last."""
 
-    table: NDArray[np.int32]
     rows: Grid
     across: Grid
     tiles: Tiles
+    starts: list[int]
 
-    def group(self, tile: Tile) -> Group:
-        codes = self.table[tile.first : tile.last]
-        run = self._run(tile)
-        if tile.rest is None:
-            return Group(run, (self._task(run, codes),), tile.cost)
-        shared = (codes == WHOLE).all(0)
-        first = self._task(run, np.where(shared, codes, OFF))
-        others = self._others(tile.rest, np.where(shared, OFF, codes), tile.first)
-        return Group(run, (first, *others), tile.cost)
+    def group(self, tile: Tile, table: NDArray[np.int32]) -> Group:
+        """Of a tile of this table, as `BlockMask.cells` has it."""
+        first = self._task(tile, table)
+        others = (self._task(part, table) for part in tile.rest)
+        tasks = (first, *(task for task in others if task.across.total))
+        return Group(first.rows, tasks, tile.cost)
 
-    def _others(self, rest: Sequence[Tile], codes: NDArray[np.int32], first: int) -> list[Task]:
-        tasks = []
-        for tile in rest:
-            task = self._task(self._run(tile), codes[tile.first - first : tile.last - first])
-            if task.across.total:
-                tasks.append(task)
-        return tasks
-
-    def _run(self, tile: Tile) -> Run:
-        bounds = self.rows.bounds
-        return Run(int(bounds[tile.first]), int(bounds[tile.last]))
-
-    def _task(self, run: Run, codes: NDArray[np.int32]) -> Task:
-        columns = np.flatnonzero((codes != OFF).any(0))
-        codes = codes[:, columns]
+    def _task(self, tile: Tile, table: NDArray[np.int32]) -> Task:
+        run = Run(self.starts[tile.first], self.starts[tile.last])
+        columns = tile.on.nonzero()[0]
         across = gather(columns, self.across)
-        if not (codes != WHOLE).any() or not across.total:
+        if not tile.partial:
             return Task(run, across, None)
-        at = np.searchsorted(self.rows.bounds, run.start)
-        heights = self.rows.widths[at : at + len(codes)]
-        widths = self.across.widths[columns]
+        codes = table[tile.first : tile.last, columns]
+        heights, widths = self.rows.widths[tile.first : tile.last], self.across.widths[columns]
         bias = bias_of(self.tiles, codes, (heights, self.rows.size), (widths, self.across.size))
         return Task(run, across, bias)

@@ -107,42 +107,46 @@ class Tokens:
 
 def gather(blocks: NDArray[np.int64], grid: Grid) -> Tokens:
     """The tokens of these blocks, whose numbers ascend."""
-    if not len(blocks):
+    count = len(blocks)
+    if not count:
         return Tokens((), 0)
-    starts, stops = grid.bounds[blocks], grid.bounds[blocks + 1]
-    total = int((stops - starts).sum())
-    ends = np.flatnonzero(np.append(starts[1:] != stops[:-1], True))
-    begins = np.append(0, ends[:-1] + 1)
-    if len(ends) <= FEW:
-        runs = zip(starts[begins].tolist(), stops[ends].tolist(), strict=True)
-        return Tokens(tuple(Run(*run) for run in runs), total)
+    # Blocks cover all tokens without a gap: a run of tokens is a run of numbers.
+    gaps = (blocks[1:] - blocks[:-1] > 1).nonzero()[0]
+    if len(gaps) < FEW:
+        begins, ends = [0, *(gaps + 1).tolist()], [*gaps.tolist(), count - 1]
+        runs = tuple(
+            Run(int(grid.bounds[blocks[begin]]), int(grid.bounds[blocks[end] + 1]))
+            for begin, end in zip(begins, ends, strict=True)
+        )
+        return Tokens(runs, sum(map(len, runs)))
     # Whole blocks of one region are gathered together; the short one at its end is copied.
-    region = grid.region[blocks]
+    borders = np.searchsorted(blocks, grid.firsts) if len(grid.origin) > 1 else np.zeros(1, int)
     parts: list[Run | Blocks] = []
-    for number in np.unique(region):
-        begin, count, first = grid.origin[number]
-        own = blocks[region == number] - first
-        whole = own[own < count]
-        if len(whole):
-            index = torch.from_numpy(whole)
-            parts.append(Blocks(begin, grid.size, count, len(whole), index))
-        if len(whole) < len(own):
-            parts.append(Run(begin + count * grid.size, int(grid.bounds[first + own[-1] + 1])))
-    return Tokens(tuple(parts), total)
+    for (begin, whole, first), low, high in zip(
+        grid.origin, borders.tolist(), [*borders[1:].tolist(), count], strict=True
+    ):
+        own = blocks[low:high] - first if first else blocks[low:high]
+        short = high > low and int(own[-1]) >= whole
+        if len(own) > short:
+            index = torch.from_numpy(own[:-1] if short else own)
+            parts.append(Blocks(begin, grid.size, whole, len(index), index))
+        if short:
+            parts.append(Run(begin + whole * grid.size, int(grid.bounds[blocks[high - 1] + 1])))
+    return Tokens(tuple(parts), sum(map(len, parts)))
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
     """The blocks of one side of a mask.
 
-    bounds: int64 (blocks + 1,), tokens; size: of a whole block; region: int64 (blocks,), whose it
-        is; origin: for each region its first token, its whole blocks and its first block's number.
+    bounds: int64 (blocks + 1,), tokens; size: of a whole block; origin: for each region its first
+        token, its whole blocks and its first block's number; firsts: int64, those numbers alone.
     """
 
     bounds: NDArray[np.int64]
     size: int
-    region: NDArray[np.int64]
     origin: tuple[tuple[int, int, int], ...]
+    firsts: NDArray[np.int64]
 
     @classmethod
     def of(cls, bounds: Tensor, size: int, regions: tuple[int, ...]) -> Grid:
@@ -153,10 +157,9 @@ class Grid:
             (int(start), length // size, int(first))
             for start, length, first in zip(starts, regions, number, strict=True)
         )
-        region = np.searchsorted(number, np.arange(len(edges) - 1), side="right") - 1
-        return cls(edges, size, region, origin)
+        return cls(edges, size, origin, number)
 
-    @property
+    @cached_property
     def widths(self) -> NDArray[np.int64]:
         return np.diff(self.bounds)
 
