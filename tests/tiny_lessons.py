@@ -13,11 +13,11 @@ TINY = {
     "shapes-sd15": sd15.Settings(steps=6, batch=4, widths=(16, 32), warmup=2),
     "shapes-flux": flux.Settings(
         steps=6, coarse_batch=4, fine_batch=2, fine_every=3, fine_from=0.6, width=64, layers=(1, 1),
-        warmup=2, compile=False,
+        warmup=2, compile=False, read_first=2,
     ),
     "shapes-wan": wan.Settings(
         steps=6, coarse_batch=2, fine_batch=1, fine_every=3, fine_from=0.6, width=32, layers=2,
-        warmup=2, compile=False, few=0.5, few_batch=3, few_frames=2,
+        warmup=2, compile=False, read_first=2, few=0.5, few_batch=3, few_frames=2,
     ),
 }  # fmt: skip
 

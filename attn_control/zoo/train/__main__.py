@@ -18,7 +18,7 @@ MODULES = {"shapes-sd3": "sd3", "shapes-sd15": "sd15", "shapes-flux": "flux", "s
 
 
 def module(name: str) -> Any:
-    """What is a model's own: Settings, Lesson, pipeline, perhaps SOURCE and AUTOENCODER."""
+    """What is a model's own: Settings, Lesson, pipeline, perhaps SOURCE, LABELS, AUTOENCODER."""
     return import_module(f"attn_control.zoo.train.{MODULES[name]}")
 
 
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from attn_control.zoo import card
-    from attn_control.zoo.train import latents, loop, quick
+    from attn_control.zoo.train import latents, loop, quick, seeing
     from attn_control.zoo.train.export import export
 
     torch.set_num_threads(args.threads)
@@ -92,7 +92,11 @@ def main(argv: list[str] | None = None) -> None:
         encode = partial(autoencoder.encode, autoencoder.load_vae(data))
         latents.encode_part(data, source, encode, args.scenes, part - 1, parts)
     if "denoiser" in args.stages:
-        lesson = model.Lesson(settings, latents.load_latents(data))
+        examples = latents.load_latents(data)
+        told = []
+        if hasattr(model, "LABELS"):
+            told = [seeing.gather(model.LABELS, len(examples.targets), data / "seen.npz")]
+        lesson = model.Lesson(settings, examples, *told)
         loop.train(
             work, lesson, resume=args.resume, init_from=args.init_from, save_every=args.save_every
         )

@@ -22,6 +22,9 @@ class Settings(loop.Settings):
     time_mean: float = 0.6  # of the logit of t: a little above 0, where the layout is decided
     time_std: float = 1.1
     drop: float = 0.1  # captions emptied, for classifier-free guidance
+    read: float = 0.1  # weight of what the text encoder's words tell, see reading.py
+    read_first: int = 1500  # steps on captions alone, before the first picture
+    see: float = 0.1  # weight of what the denoiser's tokens tell, see seeing.py
     compile: bool = True
 
 
@@ -29,6 +32,9 @@ class Lesson:
     """Which steps are fine, how many examples they have, and the noise that is mixed in."""
 
     settings: Any
+
+    def begin(self) -> None:
+        """Nothing comes before the first step."""
 
     def is_fine(self, step: int) -> bool:
         """Whether a step runs at the shipped resolution."""
@@ -52,6 +58,17 @@ class Lesson:
         s = self.settings
         t = logit_normal(len(x0), s.time_mean, s.time_std, g)
         return {"x0": x0, "t": t, "noise": torch.randn(x0.shape, generator=g)}
+
+    def told(
+        self, kind: str, loss: torch.Tensor, see: torch.Tensor | None, read: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The figures of a step and the loss to descend: the velocity's, and what words and tokens
+        are asked to tell besides.
+        """
+        total, figures = loss + self.settings.read * read, {kind: loss, "read": read}
+        if see is not None:
+            total, figures = total + self.settings.see * see, {**figures, "see": see}
+        return figures, total
 
     @staticmethod
     def mixed(b: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 from attn_control.zoo.patterns import TEXTURES
 from attn_control.zoo.scenes import draw
 from attn_control.zoo.textures import REFERENCE, sample_textured
-from attn_control.zoo.train import flow, loop, quick
+from attn_control.zoo.train import flow, loop, quick, reading, seeing
 from attn_control.zoo.train import flux_model as door
 from attn_control.zoo.train.autoencoder import load_vae
 from attn_control.zoo.train.latents import Latents, chances, pick
@@ -40,6 +40,14 @@ def SOURCE(seed: int) -> tuple[str, list[np.ndarray]]:
     """A textured scene: caption, target and reference."""
     target, reference = sample_textured(seed)
     return target.caption, [draw(target), draw(reference)]
+
+
+def LABELS(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the cells of a scene and of its reference show: (2, 32, 32) and (2, 3, 3)."""
+    both = sample_textured(seed)
+    textures = [[1 + TEXTURES.index(o.texture) for o in scene.objects] for scene in both]
+    things = [seeing.things(*pair) for pair in zip(both, textures, strict=True)]
+    return np.stack([seeing.cells(scene) for scene in both]), np.stack(things)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,7 @@ def look_around(encoder: T5EncoderModel) -> None:
 
 
 class Trainee(nn.Module):
-    """All that is trained: denoiser, its coarse door and the text encoders."""
+    """All that is trained: denoiser, its coarse door, the text encoders, and what asks them."""
 
     def __init__(self, s: Settings):
         super().__init__()
@@ -98,6 +106,8 @@ class Trainee(nn.Module):
         self.coarse = door.Coarse(s.width)
         self.encoder = build_encoder(self.tokenizer, CLIPTextModel)
         self.t5 = build_t5(len(self.t5_tokenizer))
+        self.reader = reading.Reader(reading.TEXTURED, WIDTH)
+        self.seer = seeing.Seer(seeing.TEXTURED, s.width)
 
 
 def _losses(
@@ -109,19 +119,23 @@ def _losses(
     pooled: torch.Tensor,
     reference: torch.Tensor | None,
     target: torch.Tensor,
-) -> torch.Tensor:
+    seen: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     coarse = None if fine else trainee.coarse
-    out = door.velocity(trainee.denoiser, x, t, states, pooled, reference, coarse)
-    return F.mse_loss(out.float(), target)
+    tap: list[torch.Tensor] = []
+    out = door.velocity(trainee.denoiser, x, t, states, pooled, reference, coarse, tap)
+    loss = F.mse_loss(out.float(), target)
+    return loss, None if seen is None else trainee.seer.loss(tap[0], seen)
 
 
 class Lesson(flow.Lesson):
     """Textured scenes; a step is with references or without, and at one size of patches."""
 
-    def __init__(self, s: Settings, data: Latents):
+    def __init__(self, s: Settings, data: Latents, seen: seeing.Seen | None = None):
         torch.manual_seed(s.seed)
-        self.settings, self.data = s, data
+        self.settings, self.data, self.seen = s, data, seen
         self.trainee = Trainee(s)
+        self.reading = reading.read(data.captions, reading.textured_facts, reading.TEXTURED, LENGTH)
         self.tokenizers = self.trainee.tokenizer, self.trainee.t5_tokenizer
         self.ids = [tokenize(t, data.captions) for t in self.tokenizers]
         self.empty = [tokenize(t, [""])[0] for t in self.tokenizers]
@@ -139,6 +153,15 @@ class Lesson(flow.Lesson):
         net = self.trainee.denoiser
         return [net.transformer_blocks, net.single_transformer_blocks]
 
+    def begin(self) -> None:
+        """The T5 learns to read before the first picture."""
+        t5, steps = self.trainee.t5, self.settings.read_first
+        right = reading.learn(
+            lambda ids: t5(ids)[0], self.trainee.reader, list(t5.parameters()), self.ids[1],
+            self.reading, steps=steps,
+        )  # fmt: skip
+        print(f"words told right: {right:.1%}")
+
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """The examples, times and noise of one step; "reference" only where captions point."""
         g, size = self.generator(step), self.size(step)
@@ -150,9 +173,14 @@ class Lesson(flow.Lesson):
             out[name] = torch.where(dropped[:, None], empty, ids[at])
         if pointing and self.data.references is not None:
             out["reference"] = self.data.references[at].float()
+        out["read"] = torch.where(dropped[:, None, None], -1, self.reading.classes[at])
+        if self.seen is not None:
+            patch = 2 if self.is_fine(step) else 4
+            shown = torch.arange(1 + ("reference" in out))  # the target, perhaps the reference
+            out["seen"] = self.seen.classes(at, patch, shown)
         return out
 
-    def loss(self, step: int) -> tuple[str, torch.Tensor]:
+    def loss(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Mean squared error of the velocity; the kinds of steps are logged apart."""
         b, fine = self.batch(step), self.is_fine(step)
         x, target = self.mixed(b)
@@ -160,9 +188,13 @@ class Lesson(flow.Lesson):
         with torch.autocast("cpu", torch.bfloat16):
             pooled = self.trainee.encoder(b["ids"]).pooler_output
             states = self.trainee.t5(b["t5_ids"])[0]
-            loss = self.losses(self.trainee, fine, x, b["t"], states, pooled, reference, target)
+            loss, see = self.losses(
+                self.trainee, fine, x, b["t"], states, pooled, reference, target, b.get("seen")
+            )
+            read = self.trainee.reader.loss(states, b["read"])
         name = "fine" if fine else "coarse"
-        return name if reference is None else f"{name}_reference", loss
+        name = name if reference is None else f"{name}_reference"
+        return self.told(name, loss, see, read)
 
 
 def pipeline(work: Path, data: Path) -> FluxPipeline:

@@ -76,11 +76,13 @@ def velocity(
     pooled: torch.Tensor,
     reference: torch.Tensor | None = None,
     coarse: Coarse | None = None,
+    tap: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """What `model(...)` computes, or the same blocks behind the coarse door.
 
     x, reference float (batch, 4, side, side); t float (batch,) in [0, 1]; states (batch, tokens,
-    64); pooled (batch, 64). Returns the velocity, shaped like x.
+    64); pooled (batch, 64). Returns the velocity, shaped like x. tap: takes the tokens (batch,
+    tokens, width) of picture and reference as they are after five of eight of the blocks.
     """
     patch, door = (4, coarse) if coarse is not None else (2, model)
     tokens = pack(x, patch)
@@ -94,6 +96,9 @@ def velocity(
     temb = model.time_text_embed(t * 1000, pooled)
     context = model.context_embedder(states)
     parts = {"temb": temb, "image_rotary_emb": rotary}
-    for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
+    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+    for depth, block in enumerate(blocks):
         context, h = block(hidden_states=h, encoder_hidden_states=context, **parts)
+        if tap is not None and depth == len(blocks) * 5 // 8 - 1:
+            tap.append(h)
     return unpack(door.proj_out(model.norm_out(h[:, :length], temb)), patch)

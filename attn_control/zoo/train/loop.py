@@ -43,8 +43,11 @@ class Lesson(Protocol):
     def blocks(self) -> Iterable[nn.Module]:
         """The modules whose matrices Muon takes; AdamW takes everything else."""
 
-    def loss(self, step: int) -> tuple[str, torch.Tensor]:
-        """The loss of one step, and the name that the log keeps it under."""
+    def begin(self) -> None:
+        """What comes before the first step of a run that starts from nothing."""
+
+    def loss(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """One step's figures by the names that the log keeps them under; the loss to descend."""
 
 
 def optimizers(lesson: Lesson) -> list[torch.optim.Optimizer]:
@@ -107,6 +110,9 @@ def train(
     elif init_from is not None:
         load_average(trainee, load(init_from))
         average = Average(trainee, s.decay)
+    else:
+        lesson.begin()
+        average = Average(trainee, s.decay)
     log = Log(work / f"{name}.jsonl", 50)
     last = min(s.steps, stop_at or s.steps)
     bar = tqdm(range(first, last), initial=first, total=s.steps, desc=work.name, mininterval=5)
@@ -115,15 +121,15 @@ def train(
         for opt in opts:
             for group in opt.param_groups:
                 group["lr"] = rate * (s.muon_rate if isinstance(opt, Muon) else 1)
-        kind, loss = lesson.loss(step)
+        figures, loss = lesson.loss(step)
         trainee.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trainee.parameters(), 1.0, foreach=True)
         for opt in opts:
             opt.step()
         average.update()
-        if line := log.add(step, **{kind: loss.item()}):
-            bar.set_postfix({kind: line[kind]})
+        if line := log.add(step, **{kind: figure.item() for kind, figure in figures.items()}):
+            bar.set_postfix({kind: line[kind] for kind in figures})
         if (step + 1) % save_every == 0 or step + 1 == last:
             moments = [opt.state_dict() for opt in opts]
             state = {"model": trainee.state_dict(), "optimizers": moments}

@@ -90,6 +90,9 @@ class Lesson:
         net = self.trainee.denoiser
         return [net.down_blocks, net.mid_block, net.up_blocks]
 
+    def begin(self) -> None:
+        """Nothing comes before the first step."""
+
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """The examples, times and noise of one step."""
         s, g = self.settings, generator(self.settings.seed, step)
@@ -108,7 +111,7 @@ class Lesson:
             "noise": torch.randn(x0.shape, generator=g),
         }
 
-    def loss(self, step: int) -> tuple[str, torch.Tensor]:
+    def loss(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Mean squared error of the velocity."""
         b = self.batch(step)
         x = self.scheduler.add_noise(b["x0"], b["noise"], b["t"])
@@ -116,7 +119,8 @@ class Lesson:
         with torch.autocast("cpu", torch.bfloat16):
             states = self.trainee.encoder(b["ids"])[0]
             out = self.trainee.denoiser(x, b["t"], states, return_dict=False)[0]
-        return "loss", F.mse_loss(out.float(), target)
+        loss = F.mse_loss(out.float(), target)
+        return {"loss": loss}, loss
 
 
 def pipeline(work: Path, data: Path) -> StableDiffusionPipeline:

@@ -100,7 +100,7 @@ class Lesson(flow.Lesson):
             zeros = 256 if toss < s.zeros * 2 / 3 else 0
         return {**out, "ids": words, "zeros": torch.tensor(zeros)}
 
-    def loss(self, step: int) -> tuple[str, torch.Tensor]:
+    def loss(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Mean squared error of the velocity; the kinds of steps are logged apart."""
         b, fine = self.batch(step), self.is_fine(step)
         x, target = self.mixed(b)
@@ -111,7 +111,8 @@ class Lesson(flow.Lesson):
             # Other counts than one are too rare to be worth compiled graphs of their own.
             run = self.losses if zeros == 1 else _losses
             loss = run(self.trainee, fine, x, b["t"], states, pooled, target)
-        return f"zeros{zeros}" if zeros != 1 else "fine" if fine else "coarse", loss
+        kind = f"zeros{zeros}" if zeros != 1 else "fine" if fine else "coarse"
+        return {kind: loss}, loss
 
 
 def pipeline(work: Path, data: Path) -> StableDiffusion3Pipeline:

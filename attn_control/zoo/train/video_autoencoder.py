@@ -76,6 +76,9 @@ class Lesson:
         return [net.encoder.down_blocks, net.encoder.mid_block,
                 net.decoder.mid_block, net.decoder.up_blocks]  # fmt: skip
 
+    def begin(self) -> None:
+        """Nothing comes before the first step."""
+
     def clips(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Crops float (batch, 3, frames, side, side) in [-1, 1], and where they are no background,
         float (batch, 1, frames, side, side) of 0 and 1.
@@ -103,7 +106,7 @@ class Lesson:
         x = torch.from_numpy(np.stack(rows)).permute(0, 4, 1, 2, 3)
         return x.float() / 127.5 - 1, torch.from_numpy(np.stack(shown)).float()[:, None]
 
-    def loss(self, step: int) -> tuple[str, torch.Tensor]:
+    def loss(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """L1 + MSE + edge loss of the round trip, objects weighing as much as all background; pulls
         latents to std 0.9, their variance down.
         """
@@ -123,9 +126,9 @@ class Lesson:
             loss = loss + 0.5 * off.diff(dim=axis).abs().mean()
         mean, std = z.mean((0, 2, 3, 4)), z.std((0, 2, 3, 4))
         loss = loss + 0.05 * (mean.square().mean() + (std - _STD).square().mean())
-        return "loss", loss + 0.1 * F.relu(z.abs() - 2.5).square().mean() + 1e-3 * (
-            latents.logvar.float() + 6
-        ).square().mean()
+        loss = loss + 0.1 * F.relu(z.abs() - 2.5).square().mean()
+        loss = loss + 1e-3 * (latents.logvar.float() + 6).square().mean()
+        return {"loss": loss}, loss
 
 
 class DecoderLesson(Lesson):
@@ -141,7 +144,7 @@ class DecoderLesson(Lesson):
         """Where Muon works."""
         return [self.trainee.decoder.mid_block, self.trainee.decoder.up_blocks]
 
-    def loss(self, step: int) -> tuple[str, torch.Tensor]:
+    def loss(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """L1 + MSE + edge loss; half of its weight lies on objects, and more on their corners."""
         (x, shown), g = self.clips(step), generator(self.settings.seed + 1, step)
         with torch.autocast("cpu", torch.bfloat16):
@@ -155,7 +158,7 @@ class DecoderLesson(Lesson):
         loss = (weight * (off.abs() + 2 * off.square())).mean()
         for axis in (-1, -2, -3):
             loss = loss + 0.5 * off.diff(dim=axis).abs().mean()
-        return "loss", loss
+        return {"loss": loss}, loss
 
 
 def videos(source: Source, count: int) -> np.ndarray:

@@ -19,11 +19,18 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from attn_control.zoo.scenes import BACKGROUNDS, COLOURS
-from attn_control.zoo.train import flow, loop, quick, video_autoencoder
+from attn_control.zoo.train import flow, loop, quick, reading, seeing, video_autoencoder
 from attn_control.zoo.train import wan_model as door
 from attn_control.zoo.train.latents import Latents, chances, pick
 from attn_control.zoo.train.text import WIDTH, build_t5_tokenizer, tokenize
-from attn_control.zoo.videos import CROSSINGS, DIRECTIONS, SHAPES, draw_video, sample_video
+from attn_control.zoo.videos import (
+    CROSSINGS,
+    DIRECTIONS,
+    SHAPES,
+    draw_video,
+    parse_video,
+    sample_video,
+)
 
 LENGTH = 24  # tokens; the longest caption takes 16 with its mark
 SHIFT = 3.0  # of the sampler's times
@@ -34,6 +41,17 @@ def SOURCE(seed: int) -> tuple[str, list[np.ndarray]]:
     """A moving scene: caption and frames uint8 (17, 128, 128, 3)."""
     video = sample_video(seed)
     return video.caption, [draw_video(video)]
+
+
+def LABELS(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the cells of each latent's last frame show: (9, 32, 32) and (9, 3, 3)."""
+    video = sample_video(seed)
+    spec, scenes = parse_video(video.caption), video.scenes[::2]
+    motions = [2 + list(DIRECTIONS).index(spec.direction)] + [1] * (spec.still is not None)
+    if spec.crossing == "in front of":  # what is in front is drawn last
+        motions.reverse()
+    things = np.stack([seeing.things(scene, motions) for scene in scenes])
+    return np.stack([seeing.cells(scene) for scene in scenes]), things
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +97,7 @@ def encode(encoder: UMT5EncoderModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 class Trainee(nn.Module):
-    """All that is trained: denoiser, its coarse door and the text encoder."""
+    """All that is trained: denoiser, its coarse door, the text encoder, and what asks them."""
 
     def __init__(self, s: Settings):
         super().__init__()
@@ -87,6 +105,8 @@ class Trainee(nn.Module):
         self.denoiser = door.build(s.width, s.layers)
         self.coarse = door.Coarse(s.width)
         self.encoder = build_umt5(len(self.tokenizer))
+        self.reader = reading.Reader(reading.MOVING, WIDTH)
+        self.seer = seeing.Seer(seeing.MOVING, s.width)
 
 
 def _losses(
@@ -97,19 +117,23 @@ def _losses(
     states: torch.Tensor,
     target: torch.Tensor,
     times: torch.Tensor | None,
-) -> torch.Tensor:
+    seen: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     coarse = None if fine else trainee.coarse
-    out = door.velocity(trainee.denoiser, x, t * 1000, states, coarse, times)
-    return F.mse_loss(out.float(), target)
+    tap: list[torch.Tensor] = []
+    out = door.velocity(trainee.denoiser, x, t * 1000, states, coarse, times, tap)
+    loss = F.mse_loss(out.float(), target)
+    return loss, None if seen is None else trainee.seer.loss(tap[0], seen)
 
 
 class Lesson(flow.Lesson):
     """Moving scenes, by flow matching."""
 
-    def __init__(self, s: Settings, data: Latents):
+    def __init__(self, s: Settings, data: Latents, seen: seeing.Seen | None = None):
         torch.manual_seed(s.seed)
-        self.settings, self.data = s, data
+        self.settings, self.data, self.seen = s, data, seen
         self.trainee = Trainee(s)
+        self.reading = reading.read(data.captions, reading.moving_facts, reading.MOVING, LENGTH)
         self.ids = tokenize(self.trainee.tokenizer, data.captions)
         self.empty = tokenize(self.trainee.tokenizer, [""])[0]
         self.chance = chances(data.captions, s.single, s.hard)
@@ -118,6 +142,15 @@ class Lesson(flow.Lesson):
     def blocks(self) -> Iterable[nn.Module]:
         """Where Muon works."""
         return [self.trainee.denoiser.blocks]
+
+    def begin(self) -> None:
+        """The text encoder learns to read before the first picture."""
+        encoder = self.trainee.encoder
+        right = reading.learn(
+            lambda ids: encode(encoder, ids), self.trainee.reader, list(encoder.parameters()),
+            self.ids, self.reading, steps=self.settings.read_first,
+        )  # fmt: skip
+        print(f"words told right: {right:.1%}")
 
     def batch(self, step: int) -> dict[str, torch.Tensor]:
         """The examples, times and noise of one step; "times" where it shows a few frames only."""
@@ -132,22 +165,29 @@ class Lesson(flow.Lesson):
             shown = torch.randperm(frames, generator=g)[:count].sort()[0]
         at = pick(self.chance, size, g)
         words = self.ids[at].clone()
-        words[self.dropped(size, g)] = self.empty
+        dropped = self.dropped(size, g)
+        words[dropped] = self.empty
         out = {**self.noisy(self.data.targets[at][:, :, shown].float(), g), "ids": words}
+        out["read"] = torch.where(dropped[:, None, None], -1, self.reading.classes[at])
+        if self.seen is not None:
+            out["seen"] = self.seen.classes(at, 2 if fine else 4, shown)
         return {**out, "times": shown} if few else out
 
-    def loss(self, step: int) -> tuple[str, torch.Tensor]:
+    def loss(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Mean squared error of the velocity; the kinds of steps are logged apart."""
         b, fine = self.batch(step), self.is_fine(step)
         x, target = self.mixed(b)
         times = b.get("times")
         with torch.autocast("cpu", torch.bfloat16):
             states = encode(self.trainee.encoder, b["ids"])
-            loss = self.losses(self.trainee, fine, x, b["t"], states, target, times)
+            loss, see = self.losses(
+                self.trainee, fine, x, b["t"], states, target, times, b.get("seen")
+            )
+            read = self.trainee.reader.loss(states, b["read"])
         kind = "fine" if fine else "coarse"
         if times is not None:
             kind = "fine_few" if fine else "few"
-        return kind, loss
+        return self.told(kind, loss, see, read)
 
 
 def pipeline(work: Path, data: Path) -> WanPipeline:

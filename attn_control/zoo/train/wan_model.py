@@ -54,12 +54,14 @@ def velocity(
     states: torch.Tensor,
     coarse: Coarse | None = None,
     times: torch.Tensor | None = None,
+    tap: list[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """What `model(...)` computes, or the same blocks behind the coarse door.
 
     x float (batch, 4, frames, side, side); t float (batch,) in [0, 1000]; states (batch, tokens,
     64); times int64 (frames,): which frames of a video of `FRAMES` x holds, None for its own.
-    Returns the velocity, shaped like x.
+    Returns the velocity, shaped like x. tap: takes the tokens (batch, tokens, width) as they are
+    after five of eight of the blocks.
     """
     batch, channels, frames, side, _ = x.shape
     patch, door = (4, coarse) if coarse is not None else (2, model)
@@ -77,8 +79,10 @@ def velocity(
     h = door.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
     temb, gates, context, _ = model.condition_embedder(t, states, None)
     gates = gates.unflatten(1, (6, -1))
-    for block in model.blocks:
+    for depth, block in enumerate(model.blocks):
         h = block(h, context, gates, rotary)
+        if tap is not None and depth == len(model.blocks) * 5 // 8 - 1:
+            tap.append(h)
     shift, scale = (model.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
     h = (model.norm_out(h.float()) * (1 + scale) + shift).type_as(h)
     h = door.proj_out(h).view(batch, frames, cells, cells, patch, patch, channels)

@@ -1,0 +1,196 @@
+"""What encoders and denoisers are asked to tell while they learn: the truth, and it is learnt."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny_lessons import TINY, examples
+
+from attn_control.zoo.scenes import BACKGROUNDS, COLOURS, SHAPES
+from attn_control.zoo.train import flux, reading, seeing, text, wan
+from attn_control.zoo.train.__main__ import module
+
+TEXTURED = "a striped red circle above a blue ring on a gray background"
+MOVING = "a red circle moves right in front of a blue square"
+
+
+def told(reading_, row):
+    """Word by word, the names of the classes that are told."""
+    return [
+        {k: names[c] for (k, names), c in zip(reading_.kinds.items(), word, strict=True) if c >= 0}
+        for word in reading_.classes[row].tolist()
+    ]
+
+
+def test_words_are_told_what_their_object_is():
+    captions = [TEXTURED, "a green cross with the texture of the reference"]
+    got = reading.read(captions, reading.textured_facts, reading.TEXTURED, 16)
+    ground = {"ground": "gray"}
+    first = {"colour": "red", "shape": "circle", "texture": "striped", "place": "above"} | ground
+    second = {"colour": "blue", "shape": "ring", "texture": "plain", "place": "below"} | ground
+    assert told(got, 0) == [first] * 4 + [ground] + [second] * 3 + [ground] * 4 + [{}] * 4
+    alone = {"colour": "green", "shape": "cross", "texture": "reference", "place": "alone"}
+    unsaid = {"ground": "unsaid"}
+    assert told(got, 1) == [alone | unsaid] * 3 + [unsaid] * 6 + [{}] * 7
+
+
+def test_words_of_a_moving_scene():
+    got = reading.read([MOVING], reading.moving_facts, reading.MOVING, 12)
+    unsaid = {"ground": "unsaid"}
+    mover = {"colour": "red", "shape": "circle", "motion": "right", "place": "in front of"}
+    still = {"colour": "blue", "shape": "square", "motion": "still", "place": "behind"}
+    want = [mover | unsaid] * 3 + [unsaid] * 5 + [still | unsaid] * 3 + [{}]
+    assert told(got, 0) == want
+
+
+@pytest.mark.slow
+def test_an_encoder_learns_to_read_relations():
+    """Captions that differ in nothing but the order of their words: a bag of words cannot."""
+    torch.manual_seed(0)
+    captions = [
+        f"a {a} {s} {r} a {b} {t}"
+        for a, b in (("red", "blue"), ("blue", "red"), ("green", "cyan"))
+        for s, t in (("circle", "ring"), ("cross", "square"))
+        for r in ("left of", "right of", "above", "below")
+    ]
+    tokenizer = text.build_t5_tokenizer(flux.vocabulary(), 16)
+    encoder, reader = flux.build_t5(len(tokenizer)), reading.Reader(reading.TEXTURED, text.WIDTH)
+    ids = text.tokenize(tokenizer, captions)
+    truth = reading.read(captions, reading.textured_facts, reading.TEXTURED, 16)
+
+    def encode(ids):
+        return encoder(ids)[0]
+
+    before = reader.share_right(encode(ids), truth.classes)
+    params = list(encoder.parameters())
+    after = reading.learn(encode, reader, params, ids, truth, steps=150, batch=24)
+    assert before < 0.5 and after > 0.98
+    kind = list(reading.TEXTURED).index("place")
+    scores = reader.head(encode(ids)).split(reader.sizes, -1)[kind].argmax(-1)
+    known = truth.classes[..., kind] >= 0
+    assert (scores == truth.classes[..., kind])[known].float().mean() > 0.95
+
+
+def test_cells_are_what_a_drawing_shows():
+    """Against the drawn picture itself: the palette colour of each cell's middle."""
+    palette = np.array([*BACKGROUNDS.values(), *COLOURS.values()], float)
+    for seed in range(1, 30, 3):
+        (caption, pictures), (cells, things) = flux.SOURCE(seed), flux.LABELS(seed)
+        for k, picture in enumerate(pictures):
+            middle = picture[2::4, 2::4].astype(float)
+            colour = things[k][cells[k], 0]
+            plain = things[k][cells[k], 2] <= 1  # patterns are of a darker tone
+            nearest = np.linalg.norm(middle[:, :, None] - palette, axis=-1).argmin(-1)
+            assert (nearest == colour)[plain].mean() > 0.97, (seed, k, caption)
+
+
+def test_the_mover_is_told_from_what_stands_still():
+    names = ["", "still", "right", "left", "down", "up"]
+    for seed in range(40):
+        caption, _ = wan.SOURCE(seed)
+        words = caption.split()
+        cells, things = wan.LABELS(seed)
+        for number in (1, 2):
+            where = [np.argwhere(c == number).mean(0) for c in cells if (c == number).any()]
+            if not where:
+                continue
+            kind = names[things[0][number, 2]]
+            down, right = where[-1] - where[0]
+            if kind == "still":
+                assert max(abs(down), abs(right)) < 6  # only what is in front cuts its middle
+            else:
+                assert kind == words[4]
+                way = {"right": right, "left": -right, "down": down, "up": -down}[kind]
+                assert way > 10
+
+
+def test_tokens_of_one_object_are_told_and_edges_are_not():
+    cells = torch.zeros(1, 2, 8, 8, dtype=torch.uint8)
+    cells[0, 1, :4, :4], cells[0, 1, 4:, 4:7] = 1, 2
+    things = torch.tensor([[[3, 0, 0], [5, 1, 2], [-1, -1, -1]], [[3, 0, 0], [6, 2, 1], [7, 3, 4]]])
+    seen = seeing.Seen(cells, things[None].to(torch.int8))
+    got = seen.classes(torch.tensor([0]), 4, torch.tensor([0, 1]))
+    ground, first, second = [3, 0, 0], [6, 2, 1], [7, 3, 4]
+    assert got.tolist() == [[ground] * 4 + [first, ground, ground, second]]
+    cells[0, 1, 4:, 5:7] = 0  # a quarter of the token is left: too little to tell
+    got = seen.classes(torch.tensor([0]), 4, torch.tensor([1]))
+    assert got.tolist() == [[first, ground, ground, [-1, -1, -1]]]
+
+
+def test_objects_weigh_as_much_as_all_background():
+    seer = seeing.Seer((2, 2), 4)
+    torch.nn.init.zeros_(seer.head.weight)
+    classes = torch.zeros(1, 10, 2, dtype=torch.long)
+    classes[0, 0] = 1
+    classes[0, 1] = -1
+    with torch.no_grad():
+        seer.head.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 3.0]))
+    right, wrong = np.log1p(np.exp(-3.0)), np.log1p(np.exp(3.0))
+    want = 0.5 * (0.5 * (np.log(2) + right) + 0.5 * (np.log(2) + wrong))
+    assert abs(seer.loss(torch.randn(1, 10, 4), classes).item() - want) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["shapes-flux", "shapes-wan"])
+def test_weights_of_what_is_told(name):
+    """`see` and `read` scale their parts of the loss; figures are logged each by its name."""
+    data = examples(name)
+    side, pictures = data.targets.shape[-1], 3 if name == "shapes-wan" else 2
+    count = len(data.targets)
+    g = torch.Generator().manual_seed(0)
+    seen = seeing.Seen(
+        torch.randint(0, 2, (count, pictures, side, side), generator=g, dtype=torch.uint8),
+        torch.ones(count, pictures, 3, 3, dtype=torch.int8),
+    )
+
+    def loss(**changes):
+        s = dataclasses.replace(TINY[name], drop=0.0, **changes)
+        return module(name).Lesson(s, data, seen).loss(0)
+
+    figures, plain = loss(see=0.0, read=0.0)
+    assert figures.keys() > {"see", "read"} and len(figures) == 3
+    (kind,) = figures.keys() - {"see", "read"}
+    assert torch.equal(plain, figures[kind])
+    torch.testing.assert_close(loss(see=0.5, read=0.0)[1], plain + 0.5 * figures["see"])
+    torch.testing.assert_close(loss(see=0.0, read=2.0)[1], plain + 2.0 * figures["read"])
+    assert "see" not in module(name).Lesson(TINY[name], data).loss(0)[0]
+
+
+def test_a_dropped_caption_tells_nothing():
+    s = dataclasses.replace(TINY["shapes-flux"], drop=1.0)
+    assert (flux.Lesson(s, examples("shapes-flux")).batch(0)["read"] == -1).all()
+
+
+@pytest.mark.parametrize("name", ["shapes-flux", "shapes-wan"])
+def test_what_is_seen_belongs_to_what_is_shown(name, tmp_path):
+    """Through a lesson's batch: classes are those of the example and of its frames."""
+    if name == "shapes-flux":
+        rows = range(6)
+        captions = [flux.SOURCE(seed)[0] for seed in rows]
+        targets = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 4, 32, 32).half()
+    else:
+        rows = range(3)
+        captions = [wan.SOURCE(seed)[0] for seed in rows]
+        targets = 10 * torch.arange(3.0).view(3, 1, 1, 1, 1) + torch.arange(9.0).view(1, 1, 9, 1, 1)
+        targets = targets.expand(3, 4, 9, 32, 32).half()
+    model = module(name)
+    seen = seeing.gather(model.LABELS, len(rows), tmp_path / "seen.npz")
+    again = seeing.gather(None, len(rows), tmp_path / "seen.npz")  # from the file
+    assert torch.equal(seen.cells, again.cells) and torch.equal(seen.things, again.things)
+    references = -1 - targets if name == "shapes-flux" else None
+    data = dataclasses.replace(examples(name), targets=targets, captions=captions)
+    data = dataclasses.replace(data, references=references)
+    lesson = model.Lesson(TINY[name], data, seen)
+    for step in range(6):
+        b, patch = lesson.batch(step), 2 if lesson.is_fine(step) else 4
+        for i, x0 in enumerate(b["x0"]):
+            if name == "shapes-flux":
+                at, pictures = int(x0[0, 0, 0]), [0, 1] if "reference" in b else [0]
+            else:
+                marks = x0[0, :, 0, 0].int()
+                at, pictures = int(marks[0]) // 10, (marks % 10).tolist()
+            want = seen.classes(torch.tensor([at]), patch, torch.tensor(pictures))[0]
+            assert torch.equal(b["seen"][i], want)
+
+
+assert set(SHAPES) >= set(reading.MOVING["shape"])
