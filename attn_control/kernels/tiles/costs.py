@@ -21,6 +21,8 @@ BIG, HUGE = 1 << 21, 1 << 23
 """Pairs of a bias that is read from memory each time; and of one that is not to be made at all,
 unless it is of a single row of blocks.
 """
+OUTSIDE = 0.4
+"""By what share a bias that is read from memory costs more than another."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Costs:
     chunk: of each 512 tokens, or part of them, that a row reads: what a round of the kernel takes
         beside its products.
     few: what a pair costs more where the tile's other side has fewer than 768 tokens (backward).
-    bias: of a pair that has an additive bias, more; twice that where the bias fits no cache.
+    bias: of a pair that has an additive bias, more: it is made, and read once.
     call: of starting a kernel; gather: of starting a gather; token: of gathering one token.
     fold: of adding a tile's result to another's; row: of a row of it.
     """
@@ -40,10 +42,10 @@ class Costs:
     rows: tuple[tuple[int, float], ...]
     chunk: float = 25.0
     few: float = 1.0
-    bias: float = 0.1
+    bias: float = 0.12
     call: float = 7e3
     gather: float = 4e3
-    token: float = 16.0
+    token: float = 11.0
     fold: float = 5e3
     row: float = 10.0
 
@@ -53,7 +55,7 @@ class Costs:
         """
         at, rate = zip(*self.rows, strict=True)
         big = height * width > BIG
-        pair = np.interp(height, at, rate) + self.bias * partial * (1 + big)
+        pair = np.interp(height, at, rate) + self.bias * partial * (1 + OUTSIDE * big)
         pair = pair * np.where(width < 768, self.few, 1.0)
         pair = np.where(partial & (height * width > HUGE), 1e3, pair)
         gather = np.where(runs > 1, self.gather + self.token * width, 0.0)
@@ -63,7 +65,7 @@ class Costs:
 
 FORWARD = {
     "plain": Costs(
-        ((16, 1.4), (32, 1.2), (64, 1.14), (128, 1.1), (192, 1.05), (767, 1.04), (768, 0.96))
+        ((16, 1.2), (32, 1.1), (64, 1.07), (128, 1.045), (192, 1.02), (767, 1.02), (768, 0.96))
     ),
     # A pair takes a quarter of the time, so that everything around it weighs four times as much.
     "amx": Costs(
@@ -80,12 +82,20 @@ FORWARD = {
 # Backward runs by tiles of keys (see backward.py); ``few`` then speaks of queries.
 BACKWARD = {
     "plain": Costs(
-        ((32, 1.12), (64, 1.055), (128, 1.01), (256, 1.0)), chunk=0.0, few=1.03, fold=4e3, row=2.0
+        ((32, 1.12), (64, 1.055), (128, 1.01), (256, 1.0)),
+        chunk=0.0,
+        few=1.03,
+        bias=0.1,
+        token=16.0,
+        fold=4e3,
+        row=2.0,
     ),
     "half": Costs(
         ((32, 1.95), (64, 1.76), (128, 1.33), (256, 1.16), (512, 1.04), (1024, 1.0)),
         chunk=0.0,
         few=1.3,
+        bias=0.1,
+        token=16.0,
         fold=4e3,
         row=2.0,
     ),
