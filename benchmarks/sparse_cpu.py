@@ -1,10 +1,11 @@
 """Block-sparse attention on a CPU, beside dense attention and compiled flex_attention with the same
-mask: ``python benchmarks/sparse_cpu.py [--only REGEX] [--minutes M] [--threads N] [--no-flex]``.
+mask: ``python benchmarks/sparse_cpu.py [--only REGEX] [--again] [--minutes M] [--threads N]``.
 
 Every cell of the grid in `sparse_grid.py` is a triple of setup, benchmark and verify, measured in
 one process and in turns (dense, torch, flex, auto, dense, ...), and is written down as soon as it
-is done: a run that was stopped goes on where it was, and `--minutes` stops it by itself. Reported
-are ratios of the minima over rounds. `auto` has its mask built and compiled anew in each call.
+is done, with the commit: a run that was stopped goes on where it was, `--minutes` stops it by itself,
+`--again` measures also what is known. Reported are ratios of the minima over rounds, of which long
+cells have fewer. `auto` has its mask built and compiled anew in each call.
 
 Bars, as time over dense time, d the density of the visited blocks: bands 1.15 d + .02 in float32
 and 1.3 d + .03 in bfloat16; radial, neighbourhood and tiles 1.3 d + .03; random blocks 1.6 d + .04;
@@ -17,6 +18,7 @@ import argparse
 import json
 import platform
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +36,8 @@ CPU = torch.device("cpu")
 DONE = RESULTS / "sparse_cpu.jsonl"
 TABLE = RESULTS / "sparse_cpu.md"
 AUTO = 1.05
+LONG = 6 * 8192
+"""Tokens times rounds, at most, down to two rounds."""
 SAMPLED = 24
 """Queries of each head that are verified."""
 
@@ -98,7 +102,7 @@ class Sparse:
 
     def benchmark(self, rounds: int) -> dict[str, float]:
         """Least seconds of each."""
-        taken = side_by_side(self.calls(), CPU, rounds, warmup=1)
+        taken = side_by_side(self.calls(), CPU, rounds, warmup=0)  # `verify` has called them
         return {name: min(spent) for name, spent in taken.items()}
 
     @torch.no_grad()
@@ -119,9 +123,19 @@ class Sparse:
                 assert off < bar, f"{self.cell.name}: {name} is off by {off:.2g}"
 
 
+def commit() -> str:
+    """Of the code that is measured; with a + where its files differ from it."""
+    code = ["git", "-C", str(RESULTS.parent.parent)]
+    found = subprocess.run([*code, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    paths = [f"attn_control/{name}" for name in ("kernels/tiles", "masks")]
+    changed = subprocess.run([*code, "diff", "--quiet", "HEAD", "--", *paths]).returncode
+    return found.stdout.strip() + "+" * bool(changed)
+
+
 def measure(cell: Cell, rounds: int, flex: bool) -> dict[str, Any]:
     """What is written down of a cell."""
-    where = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    rounds = min(rounds, max(2, LONG // cell.tokens))
+    where = {"threads": torch.get_num_threads(), "torch": torch.__version__, "commit": commit()}
     build = cell.mask()
     if build is None:
         return {"cell": cell.name, **where, "missing": "no mask of this density"}
@@ -133,6 +147,7 @@ def measure(cell: Cell, rounds: int, flex: bool) -> dict[str, Any]:
         "cell": cell.name,
         **where,
         "machine": platform.processor() or platform.machine(),
+        "rounds": rounds,
         "density": mask.density(),
         "visited": mask.visited_density(),
         "dense_seconds": dense,
@@ -174,6 +189,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="then stop")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-flex", action="store_true", help="leave flex out (it compiles)")
+    parser.add_argument("--again", action="store_true", help="also what was measured before")
     parser.add_argument("--dry", action="store_true", help="write nothing down, measure anew")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -188,7 +204,7 @@ def main() -> None:
         if not re.search(options.only, cell.name):
             continue
         known = done.get((cell.name, options.threads, torch.__version__))
-        if known is None:
+        if known is None or options.again:
             if time.monotonic() > end:
                 continue
             torch._dynamo.reset()  # what was compiled for other cells is of no use
