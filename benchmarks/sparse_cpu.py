@@ -3,7 +3,7 @@ mask: ``python benchmarks/sparse_cpu.py [--only REGEX] [--again] [--minutes M] [
 
 Every cell of the grid in `sparse_grid.py` is a triple of setup, benchmark and verify, measured in
 one process and in turns (dense, torch, flex, auto, dense, ...), and is written down as soon as it
-is done, with the commit: a run that was stopped goes on where it was, `--minutes` stops it by itself,
+is done, with the commit: a run that was stopped goes on where it was, `--minutes` stops it itself,
 `--again` measures also what is known. Reported are ratios of the minima over rounds, of which long
 cells have fewer. `auto` has its mask built and compiled anew in each call.
 
