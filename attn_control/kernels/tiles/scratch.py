@@ -15,6 +15,7 @@ class Scratch:
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._views: dict[tuple[object, ...], Tensor] = {}
 
     def get(
         self,
@@ -24,9 +25,14 @@ class Scratch:
         device: torch.device = CPU,
     ) -> Tensor:
         """A buffer of this shape; what it holds is left over from before."""
+        found = self._views.get((name, shape, dtype, device))
+        if found is not None:
+            return found
         size = prod(shape)
         held = self._held.get((name, dtype, device))
         if held is None or len(held) < size:
+            self._views.clear()  # views keep a buffer alive that nothing else needs
             held = torch.empty(size, dtype=dtype, device=device)
             self._held[name, dtype, device] = held
-        return held[:size].view(shape)
+        found = self._views[name, shape, dtype, device] = held[:size].view(shape)
+        return found

@@ -64,7 +64,10 @@ def fold(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> None:
     """Make (out, lse) those of the softmax over both sets of keys, in place."""
     both = torch.logaddexp(lse, more_lse)
     share = (more_lse - both.clamp(min=torch.finfo(both.dtype).min)).exp_()  # 0 without any key
-    out.copy_(torch.lerp(out.to(lse.dtype), more.to(lse.dtype), share[..., None]))
+    if out.dtype == lse.dtype:
+        out.lerp_(more, share[..., None])
+    else:
+        out.copy_(torch.lerp(out.to(lse.dtype), more.to(lse.dtype), share[..., None]))
     lse.copy_(both)
 
 
