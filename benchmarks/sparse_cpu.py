@@ -9,7 +9,7 @@ cells have fewer. `auto` has its mask built and compiled anew in each call.
 
 Bars, as time over dense time, d the density of the visited blocks: bands 1.15 d + .02 in float32
 and 1.3 d + .03 in bfloat16; radial, neighbourhood and tiles 1.3 d + .03; random blocks 1.6 d + .04;
-backward 1.3 times those; `auto` 1.05 at every density.
+backward 1.3 times those; `auto` 1.05 at every density. `sparse_verdicts.py` holds them against it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sparse_grid import BARRED, CELLS, Cell
+from sparse_grid import CELLS, Cell
+from sparse_verdicts import DONE, key, misses_auto, read, verdicts
 from timing import RESULTS, side_by_side
 from torch import Tensor
 
@@ -33,9 +34,7 @@ from attn_control.kernels import attend
 from attn_control.masks import BlockMask
 
 CPU = torch.device("cpu")
-DONE = RESULTS / "sparse_cpu.jsonl"
 TABLE = RESULTS / "sparse_cpu.md"
-AUTO = 1.05
 LONG = 6 * 8192
 """Tokens times rounds, at most, down to two rounds."""
 SAMPLED = 24
@@ -163,12 +162,12 @@ def told(found: dict[str, Any]) -> str:
     ratio, bar = found["ratio"], found["bar"]
     numbers = [f"{ratio[name]:.3f}" if name in ratio else "-" for name in ("torch", "flex", "auto")]
     met = "-" if bar is None else "yes" if ratio["torch"] <= bar else "NO"
-    quick = "auto" not in ratio or ratio["auto"] <= AUTO or int(found["cell"].split()[-4]) < BARRED
+    met += ", auto NO" if misses_auto(found) else ""
     won = "-" if "flex" not in ratio else "yes" if ratio["torch"] < ratio["flex"] else "no"
     return (
         f"| {found['cell']} | {found['density']:.3f} | {found['visited']:.3f} |"
         f" {found['dense_seconds'] * 1e3:.0f} ms | {' | '.join(numbers)} |"
-        f" {'-' if bar is None else f'{bar:.3f}'} {met}{'' if quick else ', auto NO'} | {won} |"
+        f" {'-' if bar is None else f'{bar:.3f}'} {met} | {won} |"
     )
 
 
@@ -176,10 +175,6 @@ HEAD = (
     "| cell | density | visited | dense | torch | flex | auto | bar, met | quicker than flex |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
-
-
-def key(found: dict[str, Any]) -> tuple[Any, ...]:
-    return found["cell"], found["threads"], found["torch"]
 
 
 def main() -> None:
@@ -193,11 +188,7 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="write nothing down, measure anew")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    done: dict[tuple[Any, ...], dict[str, Any]] = {}
-    if DONE.exists() and not options.dry:
-        for line in DONE.read_text(encoding="utf-8").splitlines():
-            found = json.loads(line)
-            done[key(found)] = found
+    done = {} if options.dry else read()
     end = time.monotonic() + 60 * options.minutes
     print(HEAD)
     for cell in CELLS:
@@ -216,7 +207,8 @@ def main() -> None:
     if not options.dry:
         order = {cell.name: number for number, cell in enumerate(CELLS)}
         rows = sorted(done.values(), key=lambda found: order.get(found["cell"], len(order)))
-        write(TABLE, "\n".join([HEAD, *map(told, rows), ""]), "w")
+        one = [found for found in rows if found["threads"] == options.threads]
+        write(TABLE, "\n".join([*verdicts(one), "", HEAD, *map(told, rows), ""]), "w")
 
 
 def write(path: Path, text: str, mode: str) -> None:
