@@ -71,6 +71,8 @@ def explain(
         reason = f"{visited:.0%} of the pairs are kept, {computed:.0%} computed"
     if predicted is not None:
         reason += f"; predicted {predicted:.2f} of dense"
+        if predicted >= 1:
+            reason += ": above break-even, the mask is kept for its own sake"
     return Choice("torch", visited, computed, predicted, reason)
 
 

@@ -8,11 +8,13 @@ import weakref
 import pytest
 import torch
 from attend_oracle import blocks_of, case, worst
+from attend_oracle import softmax as oracle
 
-from attn_control.kernels import explain
+from attn_control.kernels import attend, explain
 from attn_control.kernels.tiles import softmax
 from attn_control.kernels.tiles.schedule import dense, schedule
 from attn_control.kernels.tiles.scratch import Scratch
+from attn_control.masks import BlockMask
 
 REGIONS = {
     "one": {},
@@ -23,12 +25,12 @@ REGIONS = {
 }
 
 
-def pairs(tiles, batch, head):
+def pairs(tiles, batch, head, in_pieces=False):
     """How often each pair is attended to by the tasks of a batch row and head."""
     found = torch.zeros(tiles.rows, tiles.across, dtype=torch.int32)
     scratch = Scratch()
     for group in tiles.of(batch, head):
-        for task in group.tasks:
+        for task in group.parts if in_pieces else group.tasks:
             once = torch.ones(len(task.rows), task.across.total, dtype=torch.int32)
             if task.bias is not None:
                 bias = task.bias.tensor(scratch)
@@ -107,6 +109,41 @@ def test_rows_that_read_the_same_share_a_tile():
     assert len(schedule(blocks_of(apart, 128, 128), torch.float32).all) == 8
 
 
+@pytest.fixture
+def small_pieces(monkeypatch):
+    for name in ("costs", "schedule"):
+        monkeypatch.setattr(f"attn_control.kernels.tiles.{name}.PIECE", 1 << 13)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_large_biases_are_made_piece_by_piece(backward, small_pieces):
+    x = case(7, q_regions=(500, 41), k_regions=(700,), density=0.9)
+    tiles = schedule(x.plan, torch.float32, backward)
+    pieces = [part for group in tiles.all for task in group.tasks for part in task.pieces]
+    assert pieces and any(part.across.run is None for part in pieces)
+    for h in range(x.dense.shape[1]):
+        truth = x.dense[0, h].T if backward else x.dense[0, h]
+        assert torch.equal(pairs(tiles, 0, h), truth.int())
+        assert torch.equal(pairs(tiles, 0, h, in_pieces=True), truth.int())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_pieces_are_one_softmax(masked, small_pieces):
+    x = case(8, q_regions=(500, 41), k_regions=(700,), density=0.9)
+    inputs = [t.detach().requires_grad_() for t in (x.q, x.k, x.v)]
+    mask = torch.arange(700) % 7 > 0 if masked else None
+    allowed = x.dense & mask if masked else x.dense
+    out, lse = attend(*inputs, x.plan, mask=mask, impl="torch")
+    assert any(task.pieces for group in schedule(x.plan, torch.float32).all for task in group.tasks)
+    again = [t.detach().double().requires_grad_() for t in inputs]
+    expected, expected_lse = oracle(*again, allowed, 0.25)
+    assert worst(out, expected) <= 2e-6 and worst(lse, expected_lse) <= 2e-6
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+    found = torch.autograd.grad((out * weights).sum(), inputs)
+    right = torch.autograd.grad((expected * weights.double()).sum(), again)
+    assert all(worst(a, b) <= 5e-6 for a, b in zip(found, right, strict=True))
+
+
 def test_shared_biases_are_made_once_and_only_so_many_are_kept(monkeypatch):
     band = (torch.arange(2048)[:, None] - torch.arange(2048)).abs() <= 256
     plan = blocks_of(band[None, None], 128, 128)
@@ -150,6 +187,38 @@ def test_explain_tells_what_runs():
     crumbs = crumbs.repeat_interleave(16, 2).repeat_interleave(16, 3)
     choice = explain(x.q, x.k, blocks_of(crumbs, 16, 16))  # no kernel gains on such blocks
     assert choice.computed > 0.99 and "costs more than it saves" in choice.reason
+
+
+def test_explain_says_where_skipping_stops_to_pay():
+    q = torch.empty(1, 1, 8192, 64)
+    for density, pays in ((0.5, True), (0.98, False)):
+        table = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(0)) < density
+        mask = BlockMask.from_table(table | torch.eye(64, dtype=torch.bool), q_len=8192)
+        choice = explain(q, q, mask)
+        assert (choice.predicted < 1) == pays == ("above break-even" not in choice.reason)
+
+
+def told(tiles, batch, head):
+    """Everything that is done for a head."""
+    return [
+        [(task.rows, task.across.index.tolist(), task.bias is None) for task in group.tasks]
+        for group in tiles.of(batch, head)
+    ]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_heads_that_are_cut_together_are_cut_as_each_alone(backward, monkeypatch):
+    sizes = {"q_regions": (1100, 41), "k_regions": (4100,), "block": (128, 64), "density": 0.9}
+    x = case(6, batch=2, shared=(False, False), heads=3, **sizes)
+    tiles = schedule(x.plan, torch.float32, backward)
+    assert backward or any(len(group.tasks) > 1 for group in tiles.all)
+    grid = x.plan.q_block, x.plan.k_block, x.plan.q_regions, x.plan.k_regions
+    for b, h in torch.cartesian_prod(torch.arange(2), torch.arange(3)).tolist():
+        alone = blocks_of(x.dense[b : b + 1, h : h + 1], *grid)
+        assert told(schedule(alone, torch.float32, backward), 0, 0) == told(tiles, b, h)
+    monkeypatch.setattr("attn_control.kernels.tiles.cut.CELLS", 1)
+    again = schedule(blocks_of(x.dense, *grid), torch.float32, backward)
+    assert all(told(again, b, h) == told(tiles, b, h) for b in range(2) for h in range(3))
 
 
 def test_attention_without_a_mask_is_one_schedule_of_everything():

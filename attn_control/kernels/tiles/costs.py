@@ -17,12 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-BIG, HUGE = 1 << 21, 1 << 23
-"""Pairs of a bias that is read from memory each time; and of one that is not to be made at all,
-unless it is of a single row of blocks.
+PIECE = 1 << 22
+"""Pairs of a bias that is made at once: a wider one is made, and its keys read, piece by piece, so
+that it need not go through memory.
 """
-OUTSIDE = 0.4
-"""By what share a bias that is read from memory costs more than another."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,14 @@ class Costs:
         ``partial``, some pairs are masked.
         """
         at, rate = zip(*self.rows, strict=True)
-        big = height * width > BIG
-        pair = np.interp(height, at, rate) + self.bias * partial * (1 + OUTSIDE * big)
+        pair = np.interp(height, at, rate) + self.bias * partial
         pair = pair * np.where(width < 768, self.few, 1.0)
-        pair = np.where(partial & (height * width > HUGE), 1e3, pair)
         gather = np.where(runs > 1, self.gather + self.token * width, 0.0)
         row = width * pair + np.ceil(width / 512) * self.chunk
-        return np.where((height > 0) & (width > 0), height * row + self.call + gather, 0.0)
+        more = partial * (np.ceil(height * width / PIECE) - 1).clip(0)  # pieces
+        whole = height * row + self.call + gather
+        whole += more * (self.call + self.fold + self.row * height)
+        return np.where((height > 0) & (width > 0), whole, 0.0)
 
 
 FORWARD = {

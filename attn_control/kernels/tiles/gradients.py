@@ -63,7 +63,7 @@ def gradients(
         b, kv, part, groups, _ = unit
         for head, group in groups:
             whole = [(str(number), x[b, head]) for number, x in enumerate((grad, q, out, lse))]
-            for task in group.tasks:
+            for task in group.parts:
                 rows, across = slice(task.rows.start, task.rows.stop), task.across
                 if not across.total:
                     continue

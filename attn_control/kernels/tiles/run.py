@@ -80,9 +80,11 @@ def _forward(
     masked = given(mask, q)
     repeats = heads // k.shape[1]
 
-    # Heads that share everything share kernel calls, if enough units are left to balance.
+    # Heads that share everything share kernel calls and biases, if there is nothing to balance, or
+    # enough units are left for it.
     together = tiles.shared and repeats == 1 and not masked.by_head
-    if together and len(tiles.of(0, 0)) * batch < 16 * torch.get_num_threads():
+    threads = torch.get_num_threads()
+    if threads > 1 and len(tiles.of(0, 0)) * batch < 16 * threads:
         together = False
     stride = heads if together else 1
     units = [
@@ -149,6 +151,11 @@ def _softmax(
     task: Task, x: Whole, masked: Given, at: tuple[int, int], scale: float, scratch: Scratch
 ) -> tuple[Tensor, Tensor]:
     """Output and lse of a task alone."""
+    if task.pieces:
+        whole, *others = (_softmax(part, x, masked, at, scale, scratch) for part in task.pieces)
+        for other in others:
+            fold(*whole, *other)
+        return whole
     queries = x.q[:, :, task.rows.start : task.rows.stop]
     bias = masked.bias(task, *at, scratch)
     run = task.across.run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from threading import Lock
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from attn_control.kernels.tiles.bias import Bias, Tiles, bias_of
-from attn_control.kernels.tiles.costs import costs
+from attn_control.kernels.tiles.costs import PIECE, costs
 from attn_control.kernels.tiles.cut import Tile, cut
 from attn_control.kernels.tiles.idle import idle
 from attn_control.kernels.tiles.tokens import Blocks, Grid, Run, Tokens, gather
@@ -22,11 +22,15 @@ from attn_control.masks.block import OFF, WHOLE, BlockMask
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One softmax: tokens ``rows`` of one side over ``across`` of the other."""
+    """One softmax: tokens ``rows`` of one side over ``across`` of the other.
+
+    pieces: the same in parts of ``across``, to be folded, where its bias is too large at once.
+    """
 
     rows: Run
     across: Tokens
     bias: Bias | None
+    pieces: tuple[Task, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,11 @@ class Group:
     rows: Run
     tasks: tuple[Task, ...]
     cost: float
+
+    @property
+    def parts(self) -> list[Task]:
+        """Tasks, those in pieces piece by piece."""
+        return [part for task in self.tasks for part in task.pieces or (task,)]
 
     @property
     def pairs(self) -> int:
@@ -165,12 +174,23 @@ class _Maker:
         return Group(first.rows, tasks, tile.cost)
 
     def _task(self, tile: Tile, table: NDArray[np.int32]) -> Task:
-        run = Run(self.starts[tile.first], self.starts[tile.last])
         columns = tile.on.nonzero()[0]
-        across = gather(columns, self.across)
         if not tile.partial:
+            run = Run(self.starts[tile.first], self.starts[tile.last])
+            return Task(run, gather(columns, self.across), None)
+        task = self._partial(tile, table, columns)
+        parts = -(-len(task.rows) * task.across.total // PIECE)
+        if parts < 2:
+            return task
+        shares = np.array_split(columns, min(parts, len(columns)))
+        return replace(task, pieces=tuple(self._partial(tile, table, share) for share in shares))
+
+    def _partial(self, tile: Tile, table: NDArray[np.int32], columns: NDArray[np.int64]) -> Task:
+        """Of some columns of a tile."""
+        run = Run(self.starts[tile.first], self.starts[tile.last])
+        across, codes = gather(columns, self.across), table[tile.first : tile.last, columns]
+        if not (codes != WHOLE).any():
             return Task(run, across, None)
-        codes = table[tile.first : tile.last, columns]
         heights, widths = self.rows.widths[tile.first : tile.last], self.across.widths[columns]
         bias = bias_of(self.tiles, codes, (heights, self.rows.size), (widths, self.across.size))
         return Task(run, across, bias)
