@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import gradio as gr
 
+from attn_control.errors import AttnControlError
 from attn_control.studio import show, show_run
 from attn_control.studio.examples import EXAMPLES
 from attn_control.studio.facts import Facts
@@ -19,9 +22,11 @@ from attn_control.studio.runner import Run
 from attn_control.studio.settings import Refused
 from attn_control.studio.studio import Studio
 from attn_control.studio.tabs import TAB_OF
-from attn_control.studio.turns import ASK, SHOW, WROTE
+from attn_control.studio.tabs.job import APPLY, TAKEN, UPLOAD
+from attn_control.studio.turns import ASK, SHOW, cleared, told_at
 
-POLL = 0.1  # seconds between two looks at a run
+POLL = 0.05  # seconds between two looks at a run
+TELL = 0.4  # between two lines on its progress: each has the browser go over the whole page
 SHOWN = 40  # pictures that the gallery keeps
 _QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -44,26 +49,35 @@ class _Events:
 
     def bind(self, page: gr.Blocks) -> None:
         ui, parts = self.ui, self.ui.parts
+        # What a run may refuse is shown by the browser: a run that has the tabs among its outputs
+        # would have Gradio walk over all that is in them, whenever it tells how far it is.
+        refused = ui.add("refused", gr.Textbox(visible=False))
         results = ["status", "compare", "figures", "report", "gallery", "history", "go", "cancel"]
-        shown = self.named([*results, "seed", *ui.places])
+        shown = self.named([*results, "seed", "refused"])
         form = [*ui.fields, parts["dice"], parts["history"]]
         # The studio's own line keeps the device to one run; here only as many as may wait.
-        gr.on(
-            [parts["go"].click, parts["prompt"].submit],
+        pressed = [parts["go"].click, parts["prompt"].submit]
+        ran = gr.on(
+            pressed,
             self.run,
             form,
             shown,
             concurrency_limit=self.studio.settings.waiting + 2,
             **_QUICK,
         )
+        gr.on(pressed, None, None, self.named(ui.alerts), js=cleared(ui.alerts), **_QUICK)
+        ran.then(None, refused, self.named(ui.places), js=told_at(ui.places), **_QUICK)
         parts["cancel"].click(self.cancel, None, None, queue=False, **_QUICK)
-        filled = self.named([*self.fillable(), *ui.places, "job.notes"])
+        filled = self.named([*self.fillable(), *ui.places, "job.notes", "job.taken"])
         model = [parts["model"], parts["prompt"]]
         fills = [parts["model"].input(self.choose, model, filled, **_QUICK)]
         text = parts["job.text"]
-        fills.append(parts["job.apply"].click(self.apply, [text], filled, **_QUICK))
-        upload = parts["job.upload"]
-        fills.append(upload.upload(self.upload, [upload], filled, **_QUICK))
+        upload, taken = parts["job.upload"], parts["job.taken"]
+        opened = [
+            parts["job.apply"].click(self.apply, [text], filled, js=APPLY, **_QUICK),
+            upload.upload(self.upload, [upload, text], filled, js=UPLOAD, **_QUICK),
+        ]
+        fills += [each.then(None, [taken], None, js=TAKEN, **_QUICK) for each in opened]
         for number, _ in enumerate(EXAMPLES):
             if f"example.{number}" in parts:
                 button = parts[f"example.{number}"]
@@ -94,8 +108,7 @@ class _Events:
             *(fill.then(self.write, [*ui.fields, turn], answer, **asks) for fill in fills),
         ]  # fmt: skip
         for each in asked:
-            each.then(None, [*answer, *shown], shown, js=SHOW, **_QUICK)
-        parts["job.text"].input(None, None, None, js=WROTE, trigger_mode="multiple", **_QUICK)
+            each.then(None, answer, shown, js=SHOW, **_QUICK)
 
     def named(self, names: list[str]) -> list[Any]:
         return [self.ui.parts[name] for name in names]
@@ -112,19 +125,24 @@ class _Events:
     def form(self, values: tuple[Any, ...]) -> Form:
         return dict(zip(self.ui.inputs, values, strict=True))
 
-    def refusals(self, error: Refused | None) -> dict[str, Any]:
+    def refusals(self, error: AttnControlError | None) -> dict[str, Any]:
         """All places, of which one has a sentence, and is brought into sight."""
         said: dict[str, Any] = dict.fromkeys(self.ui.alerts, "")
         if error is None:
             return said
-        place = f"alert.{error.place}"
-        said[place if place in said else "alert.run"] = show.alert(str(error))
-        tab = TAB_OF.get(error.place)
+        at = getattr(error, "place", "run")
+        said[f"alert.{at}" if f"alert.{at}" in said else "alert.run"] = show.alert(str(error))
+        tab = TAB_OF.get(at)
         if tab is not None:
-            said["alert.run"] = show.alert(f"See {error.place} in the tab {tab}.")
+            said["alert.run"] = show.alert(f"See {at} in the tab {tab}.")
             said["tabs"] = gr.update(selected=tab)
-            said[f"{error.place}.fold"] = gr.update(open=True)
+            said[f"{at}.fold"] = gr.update(open=True)
         return said
+
+    def refused(self, error: AttnControlError | None) -> dict[str, Any]:
+        """The same for `told_at`: only what is to be changed."""
+        said = {name: change for name, change in self.refusals(error).items() if change}
+        return {"refused": json.dumps(said) if said else None}
 
     def filled(self, form: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
         """The page's fields and grids with these values."""
@@ -159,7 +177,7 @@ class _Events:
     async def run(self, request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         *fields, dice, history = values
         form, owner = self.form(tuple(fields)), owner_of(request)
-        changes = self.refusals(None)
+        changes: dict[str, Any] = {"refused": None}
         if dice is True:
             form["seed"] = changes["seed"] = secrets.randbelow(2**31)
         busy = {"go": gr.update(interactive=False), "cancel": gr.update(interactive=True)}
@@ -168,24 +186,24 @@ class _Events:
         try:
             run = await asyncio.to_thread(self.studio.submit, owner, form)
         except Refused as error:
-            yield self.parts_of({**self.refusals(error), **idle, "status": ""})
+            yield self.parts_of({**self.refused(error), **idle, "status": ""})
             return
         try:
-            said, sides = "", 0
+            said, told, sides = "", 0.0, 0
             while not run.wait(0):
-                now = {"status": self.progress(run)}
+                line, now = self.progress(run), {}
                 if run.result is not None and len(run.result.sides) > sides:
                     sides = len(run.result.sides)
-                    now |= await asyncio.to_thread(self.results, run)
-                if now["status"] != said or len(now) > 1:
-                    said = now["status"]
-                    yield self.parts_of(now)
+                    now = await asyncio.to_thread(self.results, run)
+                if now or (line != said and time.monotonic() - told >= TELL):
+                    said, told = line, time.monotonic()
+                    yield self.parts_of({**now, "status": line})
                 await asyncio.sleep(POLL)
         finally:
             if run.open:  # the browser went away
                 run.cancel()
         shown = await asyncio.to_thread(self.results, run)  # films of long videos take a while
-        ended = {**shown, **self.refusals(run.error), **idle}
+        ended = {**shown, **self.refused(run.error), **idle}
         ended["status"] = show.status(_ENDED[run.state], None)
         if run.state == "done":
             ended["history"] = history = (_pictures(run) + list(history or []))[:SHOWN]
@@ -216,13 +234,16 @@ class _Events:
 
     # ---- what fills the page
 
-    def fill(self, make: Callable[[], tuple[Form, Facts, list[str]]]) -> Any:
+    def fill(
+        self, make: Callable[[], tuple[Form, Facts, list[str]]], taken: str | None = None
+    ) -> Any:
+        """``taken``: what stood in the job's box, and is given up once the page is filled."""
         try:
             form, facts, lines = make()
             changes = {**self.filled(form, facts), **self.refusals(None)}
         except Refused as error:
-            return self.parts_of({**self.refusals(error), "job.notes": ""})
-        return self.parts_of({**changes, "job.notes": show.notes(lines)})
+            return self.parts_of({**self.refusals(error), "job.notes": "", "job.taken": None})
+        return self.parts_of({**changes, "job.notes": show.notes(lines), "job.taken": taken})
 
     def choose(self, model: Any, prompt: Any) -> Any:
         """Another model: its sampler and its grids; heads of the old one go, and so does a prompt
@@ -240,11 +261,11 @@ class _Events:
         return self.fill(make)
 
     def apply(self, text: Any) -> Any:
-        return self.fill(lambda: self.studio.open(str(text)))
+        return self.fill(lambda: self.studio.open(str(text)), str(text))
 
-    def upload(self, raw: Any) -> Any:
+    def upload(self, raw: Any, text: Any) -> Any:
         data = raw if isinstance(raw, bytes) else b""
-        return self.fill(lambda: self.studio.open_upload(data))
+        return self.fill(lambda: self.studio.open_upload(data), str(text))
 
     def picture(self, raw: Any) -> Any:
         try:

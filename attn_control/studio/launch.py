@@ -27,7 +27,7 @@ def launch(
         block: wait; else ``page.close()`` and ``studio.close()`` are the caller's.
 
     Raises:
-        AttnControlError: Gradio is missing, or the port is taken.
+        AttnControlError: Gradio is missing, the port is taken, or the page does not answer.
     """
     # Read when Gradio is imported, and then for good: nothing is reported to anyone.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -66,6 +66,11 @@ def launch(
         block_info_text_color_dark="*neutral_300",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",
+        # Sections are told apart from the page, also in light.
+        body_background_fill="*neutral_100",
+        block_background_fill="white",
+        block_border_width="1px",
+        block_border_width_dark="1px",
         # What is written into or ticked can be seen without a click (WCAG 1.4.11).
         input_border_color="*neutral_500",
         input_border_color_dark="*neutral_400",
@@ -101,6 +106,13 @@ def launch(
     except OSError as error:
         studio.close()
         raise AttnControlError(f"the studio cannot be served at {host}:{port}: {error}") from None
+    except ValueError:  # Gradio asks its own address, and gives up after five tries
+        page.close(verbose=False)
+        studio.close()
+        raise AttnControlError(
+            f"the studio cannot be reached at {host}: is the machine too busy to answer within "
+            "seconds, or a proxy set for localhost?"
+        ) from None
     if block:
         print(f"the studio is at {address} (Ctrl-C ends it)", flush=True)
         try:

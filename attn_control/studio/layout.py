@@ -97,8 +97,16 @@ def _field(ui: Ui, method: Method, field: Field) -> None:
         with gr.Row():
             for end in ("from", "to"):
                 key = f"{method.control}.{end}"
-                label = f"{end}, share of the steps"
-                ui.ask(key, gr.Slider(0, 1, value=start[key], step=0.01, label=label))
+                part = gr.Slider(
+                    0,
+                    1,
+                    value=start[key],
+                    step=0.01,
+                    label=end,
+                    info="share of the steps",
+                    min_width=140,
+                )
+                ui.ask(key, part)
     elif field.kind in GRIDS:
         _grid(ui, method, field)
     elif field.kind in ("number", "whole", "share"):

@@ -74,3 +74,67 @@ def form(studio):
         "SoftPAG.on": True,
         "SoftPAG.heads": "L1H0, L0",
     }
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, toys):
+    """The real page on the real shapes-sd3, beside a Wan and a Flux of random weights."""
+    pytest.importorskip("gradio", reason="the studio's page needs the demo extra")
+    import tiny_pipelines
+
+    from attn_control import zoo
+    from attn_control.studio.launch import launch
+    from attn_control.studio.settings import Settings
+
+    wan, _ = tiny_pipelines.wan()
+    prompts_as_noise(wan, (5, 16))
+    size = {"height": 128, "width": 128, "num_frames": 9}
+    start = {**size, "num_inference_steps": 4, "guidance_scale": 2.0}
+    flux = {**zoo.defaults("shapes-flux"), "num_inference_steps": 2, "height": 64, "width": 64}
+    folder = tmp_path_factory.mktemp("wan")
+    kept = {name: getattr(zoo, name) for name in ("path", "load", "defaults")}
+
+    def instead(name, models):
+        real = kept[name]
+        return lambda model, **how: models[model] if model in models else real(model, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        names = dict.fromkeys([*zoo.NAMES, "shapes-wan", "shapes-flux"])
+        paths = {"shapes-wan": folder, "shapes-flux": toys / "shapes-flux"}
+        starts = {"shapes-wan": start, "shapes-flux": flux}
+        patch.setattr(zoo, "NAMES", tuple(names))
+        patch.setattr(zoo, "path", instead("path", paths))
+        patch.setattr(zoo, "load", instead("load", {"shapes-wan": wan}))
+        patch.setattr(zoo, "defaults", instead("defaults", starts))
+        page, studio, address = launch(Settings(), block=False)
+        yield studio, address
+        page.close(verbose=False)
+        studio.close()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from studio.visit import CHROMIUM
+
+    sync = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    with sync.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium, served):
+    """Visits of the page, which must not ask anybody but the studio for anything."""
+    from studio.visit import Visit
+
+    made = []
+
+    def go(**options):
+        made.append(Visit(chromium, served[1], **options))
+        return made[-1]
+
+    yield go
+    for each in made:
+        assert not each.strangers, f"the page asked others: {each.strangers}"
+        each.close()

@@ -96,7 +96,8 @@ def test_the_launcher_serves_the_page(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "PORT": str(port), "PYTHONUNBUFFERED": "1"}
+    secret = "hf_thisIsNobodysToken"
+    environment = {**os.environ, "PORT": str(port), "PYTHONUNBUFFERED": "1", "HF_TOKEN": secret}
     command = [sys.executable, str(ROOT / "demos" / "app.py")]
     server = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
@@ -108,6 +109,7 @@ def test_the_launcher_serves_the_page(tmp_path):
             parts = answer.read().decode()
         assert "attn-control studio" in parts and "shapes-sd3" in parts
         assert str(Path.home()) not in parts and str(ROOT) not in parts, "no path of this machine"
+        assert secret not in parts
     finally:
         server.send_signal(signal.SIGINT)
         assert server.wait(120) is not None
