@@ -11,14 +11,12 @@ import torch
 
 from attn_control.errors import AttnControlError
 from attn_control.masks import radial_rules
-from attn_control.masks.block import FIRST_TILE, OFF, WHOLE, BlockMask
+from attn_control.masks.block import BlockMask
 from attn_control.masks.grid import Grid
-from attn_control.masks.products import product
 from attn_control.masks.radial_blocks import blocks_of
+from attn_control.masks.radial_paper import paper_mask
 from attn_control.masks.radial_rules import Rules, half_widths
-from attn_control.masks.relations import within
 from attn_control.masks.say import at_least
-from attn_control.masks.settle import settle
 
 
 def radial_block_mask(
@@ -74,7 +72,7 @@ def radial_block_mask(
     seen = length // block_size if seq_len else -(-length // block_size)
     shape = num_frames, tokens_per_frame, block_size
     rules = radial_rules.rules_of(revision, model, tokens_per_frame, sink)
-    build = {"paper": _by_tokens, "repaired": _repaired}.get(revision, _published)
+    build = {"paper": paper_mask, "repaired": _repaired}.get(revision, _published)
 
     def make(decay: float) -> BlockMask:
         return build(*shape, length, seen, half_widths(*shape, decay, rules), rules)
@@ -113,41 +111,6 @@ def _repaired(
     )
     return BlockMask.from_table(
         torch.from_numpy(table)[None], block_size=block, q_regions=grid.regions
-    )
-
-
-def _by_tokens(
-    frames: int, tokens: int, block: int, length: int, seen: int, widths: np.ndarray, rules: Rules
-) -> BlockMask:
-    """Put together from the band of each distance, which is the same for all pairs of frames."""
-    grid = Grid((frames, tokens), block, after=length - frames * tokens, split=1)
-    one = Grid((tokens,), block)
-    bands = {
-        int(width): product(one, {0: within(tokens, int(width))}) for width in {*widths} - {-1}
-    }
-    parts = torch.full((frames, one.blocks, one.blocks), OFF, dtype=torch.int32)  # by distance
-    pool: list[torch.Tensor] = []
-    before = 0
-    for width, band in bands.items():
-        cells = band.cells()[0, 0]
-        parts[widths == width] = torch.where(cells >= FIRST_TILE, cells + before, cells)
-        pool.append(band.pool)
-        before += len(band.pool)
-    distance = (torch.arange(frames)[:, None] - torch.arange(frames)).abs()
-    video = parts[distance]  # (query frames, key frames, query blocks, key blocks)
-    if rules.sink:
-        video[:, 0] = WHOLE
-    cells = torch.full((1, 1, grid.blocks, grid.blocks), WHOLE, dtype=torch.int32)
-    cells[0, 0, grid.spatial, grid.spatial] = video.transpose(1, 2).reshape(
-        frames * one.blocks, frames * one.blocks
-    )
-    return settle(
-        cells,
-        torch.cat(pool),
-        q_block=block,
-        k_block=block,
-        q_regions=grid.regions,
-        k_regions=grid.regions,
     )
 
 
