@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from tiny_lessons import TINY, examples
+from tiny_zoo import tiny_vae
 
 from attn_control.zoo import defaults, load_prompts
 from attn_control.zoo.references import draw_reference, with_references
-from attn_control.zoo.train import common, flux, latents, loop, muon, text, wan
-from attn_control.zoo.train.__main__ import MODULES, main, module, parser
+from attn_control.zoo.train import common, flux, keep, latents, loop, muon, text, wan
+from attn_control.zoo.train.__main__ import MODULES, autoencoder_of, main, module, parser
 
 NAMES = sorted(MODULES)
 
@@ -38,6 +39,20 @@ def test_init_from_starts_at_the_averaged_weights(name, tmp_path):
     trainee = loop.train(tmp_path / "b", make(still, data), init_from=file)
     for value, p in zip(common.load(file)["average"]["values"], trainee.parameters(), strict=True):
         assert torch.equal(value, p)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_kept_of_a_run_is_where_another_starts(name, tmp_path):
+    model, s, data = module(name), TINY[name], examples(name)
+    loop.train(tmp_path, model.Lesson(s, data))
+    trained = loop.averaged(tmp_path, model.Settings, model.Trainee)
+    keep.keep(loop.averaged(tmp_path, model.Settings, model.Trainee), tiny_vae(name), tmp_path)
+    still = dataclasses.replace(s, peak=0.0, seed=2)
+    file = tmp_path / "trainee.safetensors"
+    again = loop.train(tmp_path / "b", model.Lesson(still, data), init_from=file)
+    for (key, a), b in zip(trained.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(a.half().float(), b), key
+    assert autoencoder_of(name).load_vae(tmp_path).dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", NAMES)

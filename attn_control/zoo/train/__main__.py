@@ -48,12 +48,20 @@ def parser() -> argparse.ArgumentParser:
     for name in MODULES:
         sub = names.add_parser(name, help=(module(name).__doc__ or "").split("\n")[0])
         ae = autoencoder_of(name)
-        sub.add_argument("--stages", nargs="+", choices=ae.STAGES, default=list(ae.STAGES))
+        sub.add_argument(
+            "--stages", nargs="+", choices=[*ae.STAGES, "keep"], default=list(ae.STAGES)
+        )
         sub.add_argument("--work", type=Path, help="default ~/.cache/attn_control/zoo/NAME")
         sub.add_argument("--data", type=Path, help="autoencoder and latents; default --work")
-        sub.add_argument("--out", type=Path, help="where the pipeline goes; default WORK/export")
+        sub.add_argument(
+            "--out",
+            type=Path,
+            help="where the pipeline (or what is kept) goes; default WORK/export",
+        )
         sub.add_argument("--resume", action="store_true", help="go on from --work's checkpoints")
-        sub.add_argument("--init-from", type=Path, help="a denoiser.pt to start the weights from")
+        sub.add_argument(
+            "--init-from", type=Path, help="a denoiser.pt or trainee.safetensors to start from"
+        )
         sub.add_argument("--threads", type=int, default=os.cpu_count())
         sub.add_argument("--scenes", type=int, default=ae.SCENES, help="kept as latents")
         sub.add_argument("--autoencoder-steps", type=int, default=2400)
@@ -74,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     from attn_control.zoo import card
     from attn_control.zoo.train import latents, loop, quick, seeing
     from attn_control.zoo.train.export import export
+    from attn_control.zoo.train.keep import keep
 
     torch.set_num_threads(args.threads)
     quick.keep_memory()
@@ -102,8 +111,10 @@ def main(argv: list[str] | None = None) -> None:
         )
     if "decoder" in args.stages:
         autoencoder.refine_decoder(data, args.decoder_steps, source, **common)
+    out = args.out or work / "export"
+    if "keep" in args.stages:
+        keep(loop.averaged(work, model.Settings, model.Trainee), autoencoder.load_vae(data), out)
     if "export" in args.stages:
-        out = args.out or work / "export"
         export(model.pipeline(work, data), out)
         card.write(args.name, out, card.facts(work, data))
 

@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 from attn_control.zoo.train.common import Average, Log, learning_rate, load, save
+from attn_control.zoo.train.keep import load_kept
 from attn_control.zoo.train.muon import Muon
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -92,8 +93,8 @@ def train(
 ) -> nn.Module:
     """Train; keeps `work/NAME.pt`, resumable. Returns the trainee with its current weights.
 
-    init_from: a checkpoint whose averaged weights to start from. stop_at: leave after that step,
-    as an interruption would.
+    init_from: a checkpoint whose averaged weights to start from, or what `keep` wrote. stop_at:
+    leave after that step, as an interruption would.
     """
     s: Settings = lesson.settings
     work.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,10 @@ def train(
         average.load(state["average"])
         first = state["step"]
     elif init_from is not None:
-        load_average(trainee, load(init_from))
+        if init_from.suffix == ".safetensors":
+            load_kept(trainee, init_from)
+        else:
+            load_average(trainee, load(init_from))
         average = Average(trainee, s.decay)
     else:
         lesson.begin()
