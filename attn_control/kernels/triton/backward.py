@@ -10,12 +10,11 @@ import triton
 import triton.language as tl
 
 from attn_control.kernels.triton.parts import (
-    allowed,
-    biased,
     entry,
-    grouped,
+    masked,
     put,
     rows,
+    span,
     tile,
     token,
     vector,
@@ -103,45 +102,33 @@ def of_queries(
         KAtom += batch * k_atom_batch
         atoms = tl.load(QAtom + batch * q_atom_batch + queried, mask=inside, other=0)
         low, high = words(Words, atoms, GROUPS)
+    else:
+        low, high = queried, queried
     sums = tl.zeros([M, WIDE], tl.float32)
 
     for CUT in tl.static_range(1 + CUTS):  # whole tiles, then cut ones
-        At = CutAt if CUT else WholeAt
-        for at in range(tl.load(At + mine), tl.load(At + mine + 1)):
-            if CUT:
-                key, keys, number, bit = entry(Cut, at)
-                there = column < keys
-            else:
-                key = tl.load(Whole + at)
-                there = column < N
-            k = tile(
-                rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR),
-                there,
-                DIM,
-                WIDE,
-                CUT,
-            )
-            v = tile(
-                rows(V, KOrder, key, column, there, v_row, WIDE, K_ORDERED, FAR),
-                there,
-                DIM,
-                WIDE,
-                CUT,
-            )
+        begin, end = span(WholeAt, CutAt, mine, CUT)
+        for at in range(begin, end):
+            key, keys, number, bit = entry(Whole, Cut, at, N, CUT)
+            there = column < keys
+            k = rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR)
+            k = tile(k, there, DIM, WIDE, CUT)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-            keyed = token(KOrder, key, column, there, K_ORDERED)
-            ok = there[None, :]
-            if CUT:
-                ok = allowed(Pool, number, bit, keys, piece + row, column, BLOCK, WORDS, N)
-                if GROUPS != 0:
+            if CUT or BIAS != 0:
+                keyed = token(KOrder, key, column, there, K_ORDERED)
+                atom = keyed
+                if CUT and GROUPS != 0:
                     atom = tl.load(KAtom + keyed, mask=there, other=0)
-                    ok = ok & grouped(low[:, None], high[:, None], atom[None, :], GROUPS)
-            if BIAS != 0:
-                ok = ok & inside[:, None]
-                scores = biased(scores, ok, Bias, queried, keyed, bias_row, bias_column, BIAS)
+                scores = masked(
+                    scores, Pool, number, bit, keys, piece + row, column,
+                    low[:, None], high[:, None], atom[None, :], inside,
+                    Bias, queried, keyed, bias_row, bias_column,
+                    BLOCK, WORDS, N, CUT, GROUPS, BIAS,
+                )  # fmt: skip
             weights = tl.exp2(scores - mass[:, None])
-            if CUT:
-                weights = tl.where(ok, weights, 0.0)
+            # Not before: its registers are free for the mask.
+            v = rows(V, KOrder, key, column, there, v_row, WIDE, K_ORDERED, FAR)
+            v = tile(v, there, DIM, WIDE, CUT)
             slopes = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
             slopes = weights * (slopes - delta[:, None])
             sums = tl.dot(slopes.to(k.dtype), k, sums, input_precision=PRECISION)
@@ -195,6 +182,8 @@ def of_keys(
     if GROUPS != 0:
         QAtom += batch * q_atom_batch
         atom = tl.load(KAtom + batch * k_atom_batch + keyed, mask=inside, other=0)
+    else:
+        atom = keyed
     key_sums = tl.zeros([M, WIDE], tl.float32)
     value_sums = tl.zeros([M, WIDE], tl.float32)
 
@@ -209,32 +198,27 @@ def of_keys(
         mine = batch * list_batch_stride + head * list_head_stride + block
 
         for CUT in tl.static_range(1 + CUTS):  # whole tiles, then cut ones
-            At = CutAt if CUT else WholeAt
-            for at in range(tl.load(At + mine), tl.load(At + mine + 1)):
-                if CUT:
-                    query, some, number, bit = entry(Cut, at)
-                    there = column < some
-                else:
-                    query = tl.load(Whole + at)
-                    there = column < N
-                queried = token(order, query, column, there, Q_ORDERED)
+            begin, end = span(WholeAt, CutAt, mine, CUT)
+            for at in range(begin, end):
+                query, some, number, bit = entry(Whole, Cut, at, N, CUT)
+                there = column < some
                 q = rows(q_of, order, query, column, there, q_row, WIDE, Q_ORDERED, FAR)
                 q = tile(q, there, DIM, WIDE, CUT)
                 scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
-                ok = there[None, :]
-                if CUT:
-                    ok = allowed(Pool, number, bit, some, piece + row, column, BLOCK, WORDS, N)
-                    if GROUPS != 0:
+                if CUT or BIAS != 0:
+                    queried = token(order, query, column, there, Q_ORDERED)
+                    low, high = queried, queried
+                    if CUT and GROUPS != 0:
                         atoms = tl.load(QAtom + queried, mask=there, other=0)
                         low, high = words(Words, atoms, GROUPS)
-                        ok = ok & grouped(low[None, :], high[None, :], atom[:, None], GROUPS)
-                if BIAS != 0:
-                    ok = ok & inside[:, None]
-                    scores = biased(scores, ok, bias, keyed, queried, bias_column, bias_row, BIAS)
+                    scores = masked(
+                        scores, Pool, number, bit, some, piece + row, column,
+                        low[None, :], high[None, :], atom[:, None], inside,
+                        bias, keyed, queried, bias_column, bias_row,
+                        BLOCK, WORDS, N, CUT, GROUPS, BIAS,
+                    )  # fmt: skip
                 mass = vector(masses, order, query, column, there, float("inf"), Q_ORDERED, CUT)
                 weights = tl.exp2(scores - mass[None, :])
-                if CUT:
-                    weights = tl.where(ok, weights, 0.0)
                 grad = rows(grad_of, order, query, column, there, grad_row, WIDE, Q_ORDERED, FAR)
                 grad = tile(grad, there, DIM, WIDE, CUT)
                 given = weights.to(grad.dtype)

@@ -6,18 +6,19 @@ import triton
 import triton.language as tl
 
 from attn_control.kernels.triton.parts import (
-    allowed,
-    biased,
     entry,
-    grouped,
+    masked,
     put,
     rows,
-    softened,
+    span,
     tile,
     token,
     whose,
     words,
 )
+
+LOWEST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
+"""The maximum of a row that has met no key yet: it is finite, for -inf less -inf is nan."""
 
 
 @triton.jit
@@ -68,71 +69,60 @@ def forward(
         KAtom += batch * k_atom_batch
         atoms = tl.load(QAtom + batch * q_atom_batch + queried, mask=inside, other=0)
         low, high = words(Words, atoms, GROUPS)
+    else:
+        low, high = queried, queried
     if ONTO:
         OntoLse += (batch * heads + head) * queries
         top = tl.load(OntoLse + queried, mask=inside, other=float("-inf")) * 1.4426950408889634
         total = tl.where(top == float("-inf"), 0.0, 1.0)
+        top = tl.maximum(top, LOWEST)
         Onto += batch * onto_batch + head * onto_head
         onto = rows(Onto, QOrder, first, row, inside, onto_row, WIDE, Q_ORDERED, FAR)
         sums = tile(onto, inside, DIM, WIDE, True).to(tl.float32)
         sums = tl.where((total > 0)[:, None], sums, 0.0)
     else:
-        top = tl.full([M], float("-inf"), tl.float32)
+        top = tl.full([M], LOWEST, tl.float32)
         total = tl.zeros([M], tl.float32)
         sums = tl.zeros([M, WIDE], tl.float32)
 
     for CUT in tl.static_range(1 + CUTS):  # whole tiles, then cut ones
-        At = CutAt if CUT else WholeAt
-        for at in range(tl.load(At + mine), tl.load(At + mine + 1)):
-            if CUT:
-                key, keys, number, bit = entry(Cut, at)
-                there = column < keys
-            else:
-                key = tl.load(Whole + at)
-                there = column < N
-            k = tile(
-                rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR),
-                there,
-                DIM,
-                WIDE,
-                CUT,
-            )
+        begin, end = span(WholeAt, CutAt, mine, CUT)
+        for at in range(begin, end):
+            key, keys, number, bit = entry(Whole, Cut, at, N, CUT)
+            there = column < keys
+            k = rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR)
+            k = tile(k, there, DIM, WIDE, CUT)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-            if CUT or BIAS != 0:
+            factor = scale
+            if BIAS != 0:
                 scores *= scale
+                factor = 1.0
+            if CUT or BIAS != 0:
                 keyed = token(KOrder, key, column, there, K_ORDERED)
-                ok = there[None, :]
-                if CUT:
-                    ok = allowed(Pool, number, bit, keys, piece + row, column, BLOCK, WORDS, N)
-                    if GROUPS != 0:
-                        atom = tl.load(KAtom + keyed, mask=there, other=0)
-                        ok = ok & grouped(low[:, None], high[:, None], atom[None, :], GROUPS)
-                if BIAS != 0:
-                    ok = ok & inside[:, None]
-                    scores = biased(scores, ok, Bias, queried, keyed, bias_row, bias_column, BIAS)
-                if CUT:
-                    scores = tl.where(ok, scores, float("-inf"))
-                above, weights, fade = softened(scores, top)
-            else:
-                # One multiply-add an element: the maximum is scaled after it is found.
-                above = tl.maximum(top, tl.max(scores, 1) * scale)
-                weights = tl.exp2(scores * scale - above[:, None])
-                fade = tl.exp2(top - above)
+                atom = keyed
+                if CUT and GROUPS != 0:
+                    atom = tl.load(KAtom + keyed, mask=there, other=0)
+                scores = masked(
+                    scores, Pool, number, bit, keys, piece + row, column,
+                    low[:, None], high[:, None], atom[None, :], inside,
+                    Bias, queried, keyed, bias_row, bias_column,
+                    BLOCK, WORDS, N, CUT, GROUPS, BIAS,
+                )  # fmt: skip
+            # One multiply-add an element: the maximum is scaled after it is found.
+            above = tl.maximum(top, tl.max(scores, 1) * factor)
+            weights = tl.exp2(scores * factor - above[:, None])
+            fade = tl.exp2(top - above)
             total = total * fade + tl.sum(weights, 1)
             sums = sums * fade[:, None]
-            v = tile(
-                rows(V, KOrder, key, column, there, v_row, WIDE, K_ORDERED, FAR),
-                there,
-                DIM,
-                WIDE,
-                CUT,
-            )
+            v = rows(V, KOrder, key, column, there, v_row, WIDE, K_ORDERED, FAR)
+            v = tile(v, there, DIM, WIDE, CUT)
             sums = tl.dot(weights.to(v.dtype), v, sums, input_precision=PRECISION)
             top = above
 
     some = total > 0
     out = sums / tl.where(some, total, 1.0)[:, None]
-    lse = tl.where(some, (top + tl.log2(tl.where(some, total, 1.0))) * 0.6931471805599453, top)
+    lse = (top + tl.log2(tl.where(some, total, 1.0))) * 0.6931471805599453
+    lse = tl.where(some, lse, float("-inf"))
     if SOFTEN:
         u = tl.load(U + batch * u_batch + head * u_head + queried * u_row, mask=inside, other=0.0)
         own = rows(V, QOrder, first, row, inside, v_row, WIDE, Q_ORDERED, FAR)

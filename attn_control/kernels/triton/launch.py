@@ -79,6 +79,8 @@ def run_forward(
     if epilogue.onto is not None and epilogue.onto_lse is not None:
         dense = dense_rows(epilogue.onto), epilogue.onto_lse.contiguous()
         epilogue = epilogue._replace(onto=dense[0], onto_lse=dense[1])
+    # The kernel scales after it masks, and -inf times 0 is nan: next to nothing stands for nothing.
+    scale = scale or torch.finfo(torch.float32).tiny
     given = arguments(walk, extras, q, k, v, (q, k, v, out, lse), (out,), scale, epilogue=epilogue)
     _launch(forward.forward, given, q)
     return out, lse
@@ -209,7 +211,8 @@ def arguments(
         "GROUPS": 0 if extras.words is None else extras.words.shape[1],
         "PRECISION": precision(q.dtype),
         "num_warps": tile.warps,
-        "num_stages": tile.stages,
+        # A mask of bools in flight beside keys and values takes more registers than there are.
+        "num_stages": 1 if kind == 2 and epilogue is not None else tile.stages,
         # A multiply and an add are one: triton 3.10 no longer takes that for granted.
         "enable_fp_fusion": True,
     }

@@ -82,10 +82,20 @@ def put(pointers, values, inside, DIM: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def entry(Cut, at):
-    """Of a cut tile: its first token, how many there are, its number in the pool, its first bit."""
-    Cut += 4 * at
-    return tl.load(Cut), tl.load(Cut + 1), tl.load(Cut + 2), tl.load(Cut + 3)
+def span(WholeAt, CutAt, mine, CUT: tl.constexpr):
+    """Where the whole tiles of a row of the lists begin and end, or its cut ones."""
+    At = CutAt if CUT else WholeAt
+    return tl.load(At + mine), tl.load(At + mine + 1)
+
+
+@triton.jit
+def entry(Whole, Cut, at, N: tl.constexpr, CUT: tl.constexpr):
+    """Of a tile: its first token, how many there are, its number in the pool, its first bit."""
+    if CUT:
+        Cut += 4 * at
+        return tl.load(Cut), tl.load(Cut + 1), tl.load(Cut + 2), tl.load(Cut + 3)
+    else:
+        return tl.load(Whole + at), N, -1, 0
 
 
 @triton.jit
@@ -105,15 +115,6 @@ def vector(
 
 
 @triton.jit
-def softened(scores, top):
-    """The new maximum of each row, weights relative to it, and what older sums fade by."""
-    above = tl.maximum(top, tl.max(scores, 1))
-    # A row that has met no key yet: its maximum is -inf, and -inf less -inf is nan.
-    finite = tl.where(above == float("-inf"), 0.0, above)
-    return above, tl.exp2(scores - finite[:, None]), tl.exp2(top - finite)
-
-
-@triton.jit
 def allowed(
     Pool,
     number,
@@ -127,19 +128,27 @@ def allowed(
 ):
     """bool (rows, columns) of a cut tile: columns short of ``count``, and its bits if it has any.
 
-    A row's words are loaded once each, into the layout of the rows: no word is spread over lanes.
+    Words are read by halves: loads of 32 bits would be taken into the pipeline of keys and values,
+    whose buffers and addresses cost a program registers. A tile begins at a multiple of its width,
+    so that which half and which bit of it belong to a column is known to the compiler.
     """
+    at = (number.to(tl.int64) * ROWS + row) * WORDS * 2 + bit // 16
+    halves = Pool.to(tl.pointer_type(tl.int16)) + at
     # Not two comparisons and an &: the interpreter makes 32-bit integers of a scalar's.
     rows = tl.where(number >= 0, ROWS, 0)
-    at = Pool + number.to(tl.int64) * (ROWS * WORDS) + row * WORDS + bit // 32
-    lane = bit % 32 + column
-    word = tl.load(at, mask=row < rows, other=-1)
-    found = word[:, None] >> (lane % 32)[None, :]
-    for n in tl.static_range(1, (COLUMNS + 31) // 32):
-        rows = tl.where(bit // 32 + n < WORDS, rows, 0)
-        word = tl.load(at + n, mask=row < rows, other=-1)
-        found = tl.where((lane // 32 == n)[None, :], word[:, None] >> (lane % 32)[None, :], found)
-    return ((found & 1) != 0) & (column < count)[None, :]
+    for n in tl.static_range((COLUMNS + 31) // 32):
+        ok = row < tl.where(bit // 32 + n < WORDS, rows, 0)
+        word = tl.load(halves + 2 * n, mask=ok, other=-1).to(tl.int32) & 65535
+        if COLUMNS > 16:
+            word = word | (tl.load(halves + 2 * n + 1, mask=ok, other=-1).to(tl.int32) << 16)
+        left = count - 32 * n
+        word = word & tl.where(left >= 32, -1, (1 << tl.maximum(left, 0)) - 1)
+        shifted = word[:, None] >> (column % 32)[None, :]
+        if n == 0:
+            found = shifted
+        else:
+            found = tl.where((column // 32 == n)[None, :], shifted, found)
+    return (found & 1) != 0
 
 
 @triton.jit
@@ -169,4 +178,30 @@ def biased(scores, ok, Bias, row, column, row_stride, column_stride, KIND: tl.co
         scores += tl.load(at, mask=ok, other=0.0).to(tl.float32) * 1.4426950408889634
     else:
         scores = tl.where(tl.load(at, mask=ok, other=0) != 0, scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def masked(
+    scores, Pool, number, bit, count, row, column, low, high, atom, inside,
+    Bias, row_token, column_token, row_stride, column_stride,
+    BLOCK: tl.constexpr, WORDS: tl.constexpr, N: tl.constexpr, CUT: tl.constexpr,
+    GROUPS: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Scores, in powers of two, of the pairs that are on, and -inf of the others: of a cut tile by
+    its bits and by groups, of any by the model's own mask.
+
+    row, column: places in the block and in the tile; low, high, atom: two-dimensional, as `grouped`
+    takes them; inside: of the rows, where there is a token.
+    """
+    ok = (column < count)[None, :]
+    if CUT:
+        ok = allowed(Pool, number, bit, count, row, column, BLOCK, WORDS, N)
+        if GROUPS != 0:
+            ok = ok & grouped(low, high, atom, GROUPS)
+    if BIAS != 0:
+        ok = ok & inside[:, None]
+        scores = biased(scores, ok, Bias, row_token, column_token, row_stride, column_stride, BIAS)
+    if CUT:
+        scores = tl.where(ok, scores, float("-inf"))
     return scores

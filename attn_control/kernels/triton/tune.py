@@ -59,12 +59,12 @@ HOPPER = {
 }
 BLACKWELL = {
     **HOPPER,
-    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(64, 64, 4, 2)),
+    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(64, 64, 4, 2, 168)),
     128: HOPPER[128]._replace(of_keys=Tile(128, 32, 8, 2)),
 }
 # One stage: more crash or are slower there.
 AMD = {
-    64: Tiles(Tile(128, 64, 8, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
+    64: Tiles(Tile(128, 64, 8, 1), Tile(64, 64, 4, 1), Tile(128, 32, 8, 1)),
     128: Tiles(Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), Tile(64, 32, 8, 1)),
     256: Tiles(Tile(64, 32, 8, 1), Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
 }
