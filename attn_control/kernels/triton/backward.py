@@ -113,6 +113,9 @@ def of_queries(
             there = column < keys
             k = rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR)
             k = tile(k, there, DIM, WIDE, CUT)
+            v_at = rows(V, KOrder, key, column, there, v_row, WIDE, K_ORDERED, FAR)
+            if not CUT:  # else after the mask, whose registers it would take
+                v = tile(v_at, there, DIM, WIDE, CUT)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             if CUT or BIAS != 0:
                 keyed = token(KOrder, key, column, there, K_ORDERED)
@@ -126,9 +129,8 @@ def of_queries(
                     BLOCK, WORDS, N, CUT, GROUPS, BIAS,
                 )  # fmt: skip
             weights = tl.exp2(scores - mass[:, None])
-            # Not before: its registers are free for the mask.
-            v = rows(V, KOrder, key, column, there, v_row, WIDE, K_ORDERED, FAR)
-            v = tile(v, there, DIM, WIDE, CUT)
+            if CUT:
+                v = tile(v_at, there, DIM, WIDE, CUT)
             slopes = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
             slopes = weights * (slopes - delta[:, None])
             sums = tl.dot(slopes.to(k.dtype), k, sums, input_precision=PRECISION)

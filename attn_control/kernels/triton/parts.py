@@ -128,19 +128,21 @@ def allowed(
 ):
     """bool (rows, columns) of a cut tile: columns short of ``count``, and its bits if it has any.
 
-    Words are read by halves: loads of 32 bits would be taken into the pipeline of keys and values,
-    whose buffers and addresses cost a program registers. A tile begins at a multiple of its width,
-    so that which half and which bit of it belong to a column is known to the compiler.
+    Words of wider tiles are read by halves: loads of 32 bits would be taken into the pipeline of
+    keys and values, whose buffers and addresses cost a program registers. A tile begins at a
+    multiple of its width, so that the compiler knows which word a column has.
     """
-    at = (number.to(tl.int64) * ROWS + row) * WORDS * 2 + bit // 16
-    halves = Pool.to(tl.pointer_type(tl.int16)) + at
     # Not two comparisons and an &: the interpreter makes 32-bit integers of a scalar's.
     rows = tl.where(number >= 0, ROWS, 0)
-    for n in tl.static_range((COLUMNS + 31) // 32):
+    at = (number.to(tl.int64) * ROWS + row) * WORDS + bit // 32
+    if COLUMNS <= 32:
+        word = tl.load(Pool + at, mask=row < rows, other=-1)
+        return ((word[:, None] >> (bit % 32 + column)[None, :]) & (column < count)[None, :]) != 0
+    halves = Pool.to(tl.pointer_type(tl.int16)) + 2 * at
+    for n in tl.static_range(COLUMNS // 32):
         ok = row < tl.where(bit // 32 + n < WORDS, rows, 0)
         word = tl.load(halves + 2 * n, mask=ok, other=-1).to(tl.int32) & 65535
-        if COLUMNS > 16:
-            word = word | (tl.load(halves + 2 * n + 1, mask=ok, other=-1).to(tl.int32) << 16)
+        word = word | (tl.load(halves + 2 * n + 1, mask=ok, other=-1).to(tl.int32) << 16)
         left = count - 32 * n
         word = word & tl.where(left >= 32, -1, (1 << tl.maximum(left, 0)) - 1)
         shifted = word[:, None] >> (column % 32)[None, :]
