@@ -22,10 +22,16 @@ class Settings(loop.Settings):
     time_mean: float = 0.6  # of the logit of t: a little above 0, where the layout is decided
     time_std: float = 1.1
     drop: float = 0.1  # captions emptied, for classifier-free guidance
+    compile: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellingSettings(Settings):
+    """For lessons that ask words and tokens what they show; shapes-sd3's does not."""
+
     read: float = 0.1  # weight of what the text encoder's words tell, see reading.py
     read_first: int = 1500  # steps on captions alone, before the first picture
     see: float = 0.1  # weight of what the denoiser's tokens tell, see seeing.py
-    compile: bool = True
 
 
 class Lesson:

@@ -55,7 +55,7 @@ def LABELS(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(flow.Settings):
+class Settings(flow.TellingSettings):
     """Everything that shapes a run."""
 
     coarse_batch: int = 8
