@@ -124,6 +124,13 @@ def test_the_command_line_has_every_setting():
     assert args.widths == [32, 64] and args.batch == 32 and not hasattr(args, "coarse_batch")
 
 
+def test_another_models_setting_is_refused_not_taken_for_an_abbreviation(capsys):
+    assert parser().parse_args(["shapes-flux", "--see", "0.5"]).see == 0.5
+    with pytest.raises(SystemExit):
+        parser().parse_args(["shapes-sd3", "--see", "7"])  # it has --seed
+    assert "--see" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_all_stages_end_in_a_folder_that_stock_diffusers_loads_and_runs(
     name, tmp_path, monkeypatch

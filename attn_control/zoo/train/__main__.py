@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
     cli = argparse.ArgumentParser(prog="python -m attn_control.zoo.train", description=__doc__)
     names = cli.add_subparsers(dest="name", required=True, metavar="NAME")
     for name in MODULES:
-        sub = names.add_parser(name, help=(module(name).__doc__ or "").split("\n")[0])
+        # An abbreviation would be another setting where a model lacks the one that is meant.
+        summary = (module(name).__doc__ or "").split("\n")[0]
+        sub = names.add_parser(name, help=summary, allow_abbrev=False)
         ae = autoencoder_of(name)
         sub.add_argument(
             "--stages", nargs="+", choices=[*ae.STAGES, "keep"], default=list(ae.STAGES)
