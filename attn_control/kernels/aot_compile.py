@@ -71,7 +71,10 @@ class Shape:
 
 def tile_of(kernel: str, shape: Shape, target: str) -> Tile:
     """As `run` takes it for this mask."""
-    tile: Tile = getattr(tiles(shape.dim, shape.dtype != torch.float32, target), kernel)
+    chosen = tiles(shape.dim, shape.dtype != torch.float32, target)
+    if shape.extra in ("bool", "added"):
+        chosen = chosen.biased()
+    tile: Tile = getattr(chosen, kernel)
     return tile._replace(m=side(shape.block, tile.m), n=side(shape.block, tile.n))
 
 

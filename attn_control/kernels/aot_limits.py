@@ -47,10 +47,6 @@ def faults(target: str, binary: Binary, *, matrix: bool = True, loop: bool = Tru
 # occupancy, is kept. Read from binaries of triton 3.9; a tile that is tuned takes its line out.
 DEBTS: dict[tuple[str, str, int, str], tuple[float, float]] = {
     ("sm_90", "of_keys", 256, ""): (0.94, 1.0),
-    ("sm_100", "of_keys", 128, ""): (0.94, 1.0),
-    # Its second loop holds five to seven registers too many for a second program.
-    ("sm_90", "of_queries", 128, "cut"): (0.92, 0.5),
-    ("sm_100", "of_keys", 128, "cut"): (0.93, 1.0),
 }
 
 

@@ -44,6 +44,17 @@ def test_words_of_a_moving_scene():
     assert told(got, 0) == want
 
 
+def test_a_batch_of_dropped_captions_asks_nothing():
+    torch.manual_seed(0)
+    reader, states = reading.Reader(reading.MOVING, 8), torch.randn(2, 5, 8)
+    asked = torch.full((2, 5, len(reading.MOVING)), -1)
+    assert float(reader.loss(states, asked)) == 0
+    asked[0, 1] = 0
+    scores = reader.head(states)[0, 1].split(reader.sizes)
+    by_hand = sum(s.logsumexp(0) - s[0] for s in scores) / len(scores)
+    torch.testing.assert_close(reader.loss(states, asked), by_hand)
+
+
 @pytest.mark.slow
 def test_an_encoder_learns_to_read_relations():
     """Captions that differ in nothing but the order of their words: a bag of words cannot."""

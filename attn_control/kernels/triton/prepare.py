@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attn_control.kernels.triton.lists import Met, lower, met, turned
-from attn_control.kernels.triton.tune import side, tiles
+from attn_control.kernels.triton.tune import Tiles, side, tiles
 from attn_control.masks.block import BlockMask
 from attn_control.masks.columns import entries
 from attn_control.masks.group import GroupMask, by_atom
@@ -41,15 +41,22 @@ def everything(queries: int, keys: int) -> BlockMask:
 
 
 def prepared(
-    plan: BlockMask | GroupMask, q: Tensor, group: int, needs_grad: bool, ordered: bool = False
+    plan: BlockMask | GroupMask,
+    q: Tensor,
+    group: int,
+    needs_grad: bool,
+    *,
+    ordered: bool = False,
+    biased: bool = False,
 ) -> Prepared:
     """Of a plan, for all kernels or for forward alone.
 
-    group: query heads that share a key head; ordered: whether rows lie in orders of the caller's.
+    group: query heads that share a key head; ordered: whether rows lie in orders of the caller's;
+    biased: whether there is a mask of the model's own.
     """
     kept = plan.__dict__.setdefault("_triton", {})
     half = q.dtype != torch.float32
-    key = (q.device, q.shape[3], half, group, needs_grad, ordered)
+    key = (q.device, q.shape[3], half, group, needs_grad, ordered, biased)
     if key not in kept:
         kept[key] = _prepare(plan, *key)
     found: Prepared = kept[key]
@@ -65,10 +72,14 @@ def _prepare(
     group: int,
     needs_grad: bool,
     ordered: bool,
+    biased: bool,
 ) -> Prepared:
     plan = plan.to(device)
+    sizes = tiles(dim, half, _target(device))
+    if biased:
+        sizes = sizes.biased()
     if isinstance(plan, BlockMask):
-        return Prepared(*_lists(plan, None, True, dim, half, group, needs_grad))
+        return Prepared(*_lists(plan, None, True, sizes, group, needs_grad))
     places: tuple[Tensor, ...] = plan.q_atom, plan.k_atom
     blocks, orders = plan.blocks, (None, None)
     if blocks is None:
@@ -78,7 +89,7 @@ def _prepare(
         places, found = zip(*map(by_atom, places), strict=True)
         orders = tuple(x if x is None else x.int()[:, None].contiguous() for x in found)
     sides = *places, plan.table
-    made = _lists(blocks, sides, not ordered, dim, half, group, needs_grad)
+    made = _lists(blocks, sides, not ordered, sizes, group, needs_grad)
     return Prepared(*made, *orders, *words_of(plan))
 
 
@@ -125,8 +136,7 @@ def _lists(
     mask: BlockMask,
     groups: tuple[Tensor, Tensor, Tensor] | None,
     sure: bool,
-    dim: int,
-    half: bool,
+    sizes: Tiles,
     group: int,
     needs_grad: bool,
 ) -> tuple[list[Tensor], list[int]]:
@@ -134,12 +144,11 @@ def _lists(
     from attn_control.kernels.triton.launch import Walk
     from attn_control.kernels.triton.op import flatten
 
-    chosen = tiles(dim, half, _target(mask.device))
     by_keys = turned(mask) if needs_grad else mask
     made, lowered = [], {}
     for name in ("forward", "of_queries", "of_keys")[: 3 if needs_grad else 1]:
         of = by_keys if name == "of_keys" else mask
-        tile = getattr(chosen, name)
+        tile = getattr(sizes, name)
         tile = tile._replace(m=side(of.q_block, tile.m), n=side(of.k_block, tile.n))
         key = name == "of_keys", tile.n
         if key not in lowered:

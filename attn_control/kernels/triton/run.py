@@ -68,7 +68,9 @@ def attend_triton(
         mask = mask[(None,) * (4 - mask.dim())]
     sorts = isinstance(plan, GroupMask) and plan.blocks is None
     ordered = not sorts and (q_order is not None or k_order is not None)
-    made = prepared(plan, q, heads // k.shape[1], needs_grad, ordered)
+    made = prepared(
+        plan, q, heads // k.shape[1], needs_grad, ordered=ordered, biased=mask is not None
+    )
     if sorts:  # no block speaks of places: the caller's orders would change nothing
         q_order, k_order = made.q_order, made.k_order
     extras = [q_order, k_order, mask, made.words, made.q_atom, made.k_atom]

@@ -8,6 +8,10 @@ SMALLEST = 16
 """Rows, columns or features that tl.dot takes at least."""
 
 
+BIASED = 32
+"""Columns a step at most beside a mask of the model's own: with more, forward spilled."""
+
+
 class Tile(NamedTuple):
     """m: rows of a program; n: columns a step; warps; stages: loads in flight; registers: the most
     that a thread may take, 0 for as many as there are (NVIDIA's alone).
@@ -27,6 +31,10 @@ class Tiles(NamedTuple):
     of_queries: Tile
     of_keys: Tile
 
+    def biased(self) -> Tiles:
+        """Beside a mask of the model's own, whose piece a program holds, too: narrower."""
+        return Tiles(*(tile._replace(n=min(tile.n, BIASED)) for tile in self))
+
 
 def wide(dim: int) -> int:
     """Features as the kernels hold them: a power of two."""
@@ -34,36 +42,42 @@ def wide(dim: int) -> int:
 
 
 # By what the matrix unit reads its operands from, and by the features held: the largest tiles that
-# spill nothing (`python -m attn_control.kernels.aot`), none of them timed yet.
+# spill nothing and keep up with dense (`python -m attn_control.kernels.aot`), none of them timed yet.
 REGISTERS = {
+    32: Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2, 128), Tile(128, 64, 8, 2)),
     64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 168), Tile(64, 32, 4, 2, 168)),
     128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
-    256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 4, 1)),
 }
 # With the shared memory for one program more, if registers allow it.
 A100 = {
+    32: Tiles(Tile(128, 32, 8, 2, 80), Tile(64, 64, 4, 2, 128), Tile(128, 32, 8, 2, 128)),
     64: REGISTERS[64]._replace(of_queries=Tile(64, 32, 4, 2, 128)),
     128: REGISTERS[128]._replace(of_queries=Tile(64, 32, 8, 2, 128)),
-    256: REGISTERS[256],
+    256: REGISTERS[256]._replace(of_keys=Tile(32, 32, 8, 1)),
 }
 # The same, but that code for sm_120 comes out with more registers.
 CONSUMER_BLACKWELL = {
+    32: Tiles(Tile(64, 64, 4, 2), Tile(128, 32, 8, 2), Tile(128, 64, 8, 2)),
     64: Tiles(Tile(128, 32, 8, 2, 128), Tile(128, 32, 8, 2), Tile(128, 32, 8, 2)),
     128: Tiles(Tile(64, 32, 4, 1), Tile(128, 32, 8, 2), Tile(64, 32, 8, 2)),
     256: REGISTERS[256],
 }
 HOPPER = {
+    32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(128, 32, 8, 2)),
     64: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    128: Tiles(Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+    128: Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(64, 32, 8, 2)),
     256: REGISTERS[256],
 }
 BLACKWELL = {
-    **HOPPER,
+    32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     64: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(64, 64, 4, 2, 168)),
-    128: HOPPER[128]._replace(of_keys=Tile(128, 32, 8, 2)),
+    128: Tiles(Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(128, 64, 8, 2)),
+    256: REGISTERS[256],
 }
 # One stage: more crash or are slower there.
 AMD = {
+    32: Tiles(Tile(64, 64, 4, 1), Tile(64, 64, 4, 1), Tile(128, 32, 8, 1)),
     64: Tiles(Tile(128, 64, 8, 1), Tile(64, 64, 4, 1), Tile(128, 32, 8, 1)),
     128: Tiles(Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), Tile(64, 32, 8, 1)),
     256: Tiles(Tile(64, 32, 8, 1), Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
@@ -91,7 +105,7 @@ def tiles(dim: int, half: bool, target: str) -> Tiles:
         table = CONSUMER_BLACKWELL
     else:
         table = A100 if target == "sm_80" else REGISTERS
-    return table[max(64, wide(dim))]
+    return table[max(32, wide(dim))]
 
 
 def side(block: int, most: int) -> int:

@@ -114,13 +114,16 @@ class Reader(nn.Module):
         self.head = nn.Linear(width, sum(self.sizes))
 
     def loss(self, states: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Mean cross entropy over words and kinds.
+        """Mean cross entropy over words and kinds; 0 where nothing is asked, as of a small batch
+        whose captions are all dropped.
 
         states (batch, tokens, width); classes int64 (batch, tokens, kinds), -1 left out.
         """
         scores = self.head(states).float().split(self.sizes, -1)
         losses = [
-            F.cross_entropy(s.flatten(0, 1), classes[..., i].flatten(), ignore_index=-1)
+            F.cross_entropy(
+                s.flatten(0, 1), classes[..., i].flatten(), ignore_index=-1, reduction="sum"
+            ) / (classes[..., i] >= 0).sum().clamp(min=1)
             for i, s in enumerate(scores)
         ]
         return torch.stack(losses).mean()
