@@ -71,9 +71,8 @@ class Shape:
 
 def tile_of(kernel: str, shape: Shape, target: str) -> Tile:
     """As `run` takes it for this mask."""
-    chosen = tiles(shape.dim, shape.dtype != torch.float32, target)
-    if shape.extra in ("bool", "added"):
-        chosen = chosen.biased()
+    biased = shape.extra in ("bool", "added")
+    chosen = tiles(shape.dim, shape.dtype != torch.float32, target, biased)
     tile: Tile = getattr(chosen, kernel)
     return tile._replace(m=side(shape.block, tile.m), n=side(shape.block, tile.n))
 

@@ -75,9 +75,7 @@ def _prepare(
     biased: bool,
 ) -> Prepared:
     plan = plan.to(device)
-    sizes = tiles(dim, half, _target(device))
-    if biased:
-        sizes = sizes.biased()
+    sizes = tiles(dim, half, _target(device), biased)
     if isinstance(plan, BlockMask):
         return Prepared(*_lists(plan, None, True, sizes, group, needs_grad))
     places: tuple[Tensor, ...] = plan.q_atom, plan.k_atom

@@ -9,7 +9,7 @@ SMALLEST = 16
 
 
 BIASED = 32
-"""Columns a step at most beside a mask of the model's own: with more, forward spilled."""
+"""Columns a step at most beside a mask of the model's own, whose piece a program holds, too."""
 
 
 class Tile(NamedTuple):
@@ -31,30 +31,26 @@ class Tiles(NamedTuple):
     of_queries: Tile
     of_keys: Tile
 
-    def biased(self) -> Tiles:
-        """Beside a mask of the model's own, whose piece a program holds, too: narrower."""
-        return Tiles(*(tile._replace(n=min(tile.n, BIASED)) for tile in self))
-
 
 def wide(dim: int) -> int:
     """Features as the kernels hold them: a power of two."""
     return max(SMALLEST, 1 << (dim - 1).bit_length())
 
 
-# By what the matrix unit reads its operands from, and by the features held: the largest tiles that
-# spill nothing and keep up with dense (`python -m attn_control.kernels.aot`), none of them timed yet.
+# By what the matrix unit reads its operands from, and by the features held: the largest tiles
+# that spill nothing and keep up with dense (`python -m attn_control.kernels.aot`), none timed yet.
 REGISTERS = {
     32: Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2, 128), Tile(128, 64, 8, 2)),
     64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 168), Tile(64, 32, 4, 2, 168)),
     128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
-    256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 4, 1)),
+    256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
 }
 # With the shared memory for one program more, if registers allow it.
 A100 = {
     32: Tiles(Tile(128, 32, 8, 2, 80), Tile(64, 64, 4, 2, 128), Tile(128, 32, 8, 2, 128)),
     64: REGISTERS[64]._replace(of_queries=Tile(64, 32, 4, 2, 128)),
     128: REGISTERS[128]._replace(of_queries=Tile(64, 32, 8, 2, 128)),
-    256: REGISTERS[256]._replace(of_keys=Tile(32, 32, 8, 1)),
+    256: REGISTERS[256],
 }
 # The same, but that code for sm_120 comes out with more registers.
 CONSUMER_BLACKWELL = {
@@ -67,29 +63,30 @@ HOPPER = {
     32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(128, 32, 8, 2)),
     64: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     128: Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(64, 32, 8, 2)),
-    256: REGISTERS[256],
+    256: REGISTERS[256]._replace(forward=Tile(64, 64, 8, 2)),
 }
 BLACKWELL = {
     32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     64: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(64, 64, 4, 2, 168)),
     128: Tiles(Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(128, 64, 8, 2)),
-    256: REGISTERS[256],
+    256: REGISTERS[256]._replace(of_queries=Tile(64, 32, 8, 1)),
 }
 # One stage: more crash or are slower there.
 AMD = {
-    32: Tiles(Tile(64, 64, 4, 1), Tile(64, 64, 4, 1), Tile(128, 32, 8, 1)),
+    32: Tiles(Tile(128, 32, 8, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
     64: Tiles(Tile(128, 64, 8, 1), Tile(64, 64, 4, 1), Tile(128, 32, 8, 1)),
     128: Tiles(Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), Tile(64, 32, 8, 1)),
     256: Tiles(Tile(64, 32, 8, 1), Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
 }
 
 
-def tiles(dim: int, half: bool, target: str) -> Tiles:
+def tiles(dim: int, half: bool, target: str, biased: bool = False) -> Tiles:
     """For a head dim, before a mask's blocks have their say.
 
     half: inputs of 16 bits. With 32 bits there is twice as much to hold, and without tf32 no matrix
         unit to feed.
     target: "sm_80" and so on, or AMD's "gfx942".
+    biased: whether there is a mask of the model's own.
     """
     if not half:
         small, more = (32 if dim <= 128 else 16), (8 if 64 < dim <= 128 else 4)
@@ -105,7 +102,12 @@ def tiles(dim: int, half: bool, target: str) -> Tiles:
         table = CONSUMER_BLACKWELL
     else:
         table = A100 if target == "sm_80" else REGISTERS
-    return table[max(32, wide(dim))]
+    found = table[max(32, wide(dim))]
+    if biased:
+        found = Tiles(*(tile._replace(n=min(tile.n, BIASED)) for tile in found))
+        if wide(dim) > 64:
+            found = found._replace(forward=found.forward._replace(m=found.forward.m // 2))
+    return found
 
 
 def side(block: int, most: int) -> int:

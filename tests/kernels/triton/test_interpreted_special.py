@@ -11,6 +11,8 @@ from attend_oracle import Case, blocks_of, case, softmax, worst
 from attn_control.kernels.triton import launch
 from attn_control.kernels.triton.launch import Extras, Walk, arguments
 from attn_control.kernels.triton.lists import lower
+from attn_control.kernels.triton.op import walks
+from attn_control.kernels.triton.prepare import everything, prepared
 from attn_control.kernels.triton.run import attend_triton
 from attn_control.kernels.triton.tune import Tile
 
@@ -89,3 +91,22 @@ def test_where_32_bits_end():
 
     edge = math.ceil((1 << 31) / 8)
     assert launch.far(at(edge)) and not launch.far(at(edge - 1))
+
+
+def test_beside_a_model_s_mask_steps_are_narrower():
+    """Its piece is held, too; what it computes stays the same."""
+    x = case(4, block=(128, 128), q_regions=(300,), k_regions=(300,), batch=1)
+    half = x.q.half(), x.k.half(), x.v.half()
+    widths = {}
+    for biased in (False, True):
+        made = prepared(everything(300, 300), half[0], 1, needs_grad=True, biased=biased)
+        widths[biased] = [walk.tile.n for walk in walks(made.lists, made.numbers)]
+    assert widths[True] == [32, 32, 32] and max(widths[False]) == 64
+    mask = torch.randn(1, 1, 300, 300, generator=torch.Generator().manual_seed(1)).half()
+    plan = everything(300, 300)
+    plan.__dict__["_triton"] = {}
+    out, _ = attend_triton(*half, plan, mask, 0.25)
+    assert [key[-1] for key in plan.__dict__["_triton"]] == [True]
+    scores = 0.25 * half[0].double() @ half[1].double().mT + mask.double()
+    want = scores.softmax(-1) @ half[2].double()
+    assert worst(out, want) <= 2e-3
