@@ -2,7 +2,7 @@
 
 >>> from attn_control import zoo
 >>> zoo.NAMES
-('shapes-sd3',)
+('shapes-sd3', 'shapes-sd15')
 >>> zoo.is_scorable("shapes-sd3", "a red circle left of a blue square")
 True
 """

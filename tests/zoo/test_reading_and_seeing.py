@@ -167,6 +167,21 @@ def test_weights_of_what_is_told(name):
     assert "see" not in module(name).Lesson(TINY[name], data).loss(0)[0]
 
 
+def test_scenes_with_checks_are_drawn_as_often_as_asked():
+    data = examples("shapes-flux")
+    things = torch.zeros(16, 2, 3, 3, dtype=torch.int8)
+    third = 1 + ("plain", "striped", "barred", "checked").index("checked")
+    things[1, 0, 1, 2] = things[9, 0, 2, 2] = third  # the first object, and a second one
+    things[2, 1, 1, 2] = third  # the reference alone does not count
+    seen = seeing.Seen(torch.zeros(16, 2, 32, 32, dtype=torch.uint8), things)
+    s = dataclasses.replace(TINY["shapes-flux"], single=1.0, hard=1.0, checked=4.0)
+    named, pointing = flux.Lesson(s, data, seen).chances
+    want = torch.ones(8, dtype=torch.float64)
+    want[1] = 4
+    torch.testing.assert_close(named, want.cumsum(0) / 11)
+    torch.testing.assert_close(pointing, want.cumsum(0) / 11)
+
+
 def test_a_dropped_caption_tells_nothing():
     s = dataclasses.replace(TINY["shapes-flux"], drop=1.0)
     assert (flux.Lesson(s, examples("shapes-flux")).batch(0)["read"] == -1).all()

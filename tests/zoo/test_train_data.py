@@ -25,6 +25,9 @@ def test_single_and_hard_scenes_are_drawn_as_often_as_asked():
     drawn = latents.pick(chance, 1300, torch.Generator().manual_seed(0))
     for i, share in enumerate(want):
         assert abs((drawn == i).double().mean() - share) < 0.06
+    besides = latents.chances(captions, single=3.0, hard=2.0, weights=torch.tensor([1, 1, 4, 1]))
+    want = torch.tensor([3, 6, 4, 2], dtype=torch.float64) / 15
+    torch.testing.assert_close(besides.diff(prepend=besides.new_zeros(1)), want)
 
 
 def test_autoencoder_and_latents(tmp_path):

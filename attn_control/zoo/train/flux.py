@@ -33,6 +33,7 @@ from attn_control.zoo.train.text import (
 
 LENGTH = 24  # tokens of both tokenizers; the longest caption takes 22 with CLIP's two marks
 SHIFT = 2.0  # of the sampler's times
+CHECKED = 1 + TEXTURES.index("checked")  # as `LABELS` has it
 NEAR = 4.0  # what a neighbour's score begins with, so that it takes most of a head's attention
 
 
@@ -61,6 +62,7 @@ class Settings(flow.TellingSettings):
     reference: float = 0.7  # share of steps whose captions point to a reference
     single: float = 1.5  # how much likelier than one of two objects a one-object scene is drawn
     hard: float = 1.4  # the same for scenes with a ring or a cross: the shapes learnt last
+    checked: float = 1.0  # the same for scenes with checks, the texture learnt last
     width: int = 128
     layers: tuple[int, ...] = (2, 6)  # double blocks, single blocks
 
@@ -142,8 +144,11 @@ class Lesson(flow.Lesson):
         # Which scenes point to their reference, and the chance of each within its kind.
         pointing = torch.tensor([REFERENCE in caption for caption in data.captions])
         self.kinds = [(~pointing).nonzero()[:, 0], pointing.nonzero()[:, 0]]
+        weights = torch.ones(len(data.captions))
+        if seen is not None:
+            weights[(seen.things[:, 0, 1:, 2] == CHECKED).any(-1)] = s.checked
         self.chances = [
-            chances([data.captions[i] for i in kind.tolist()], s.single, s.hard)
+            chances([data.captions[i] for i in kind.tolist()], s.single, s.hard, weights[kind])
             for kind in self.kinds
         ]
         self.losses = quick.compiled(_losses) if s.compile else _losses

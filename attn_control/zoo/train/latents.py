@@ -90,12 +90,19 @@ def load_latents(folder: Path) -> Latents:
     return Latents(targets, captions, references)
 
 
-def chances(captions: list[str], single: float = 1.0, hard: float = 1.0) -> torch.Tensor:
+def chances(
+    captions: list[str],
+    single: float = 1.0,
+    hard: float = 1.0,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Cumulative chance of each scene, float64 (count,), last value 1; all equal by default.
 
-    single: how much likelier a one-object scene is than one of two; hard: one with a ring or cross.
+    single: how much likelier a one-object scene is than one of two; hard: one with a ring or cross;
+    weights: of each scene besides, (count,).
     """
-    weights = torch.ones(len(captions), dtype=torch.float64)
+    weights = torch.ones(len(captions)) if weights is None else weights
+    weights = weights.double().clone()
     for i, caption in enumerate(captions):
         words = caption.split()
         if sum(word in SHAPES for word in words) == 1:

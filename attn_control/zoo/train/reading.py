@@ -123,7 +123,8 @@ class Reader(nn.Module):
         losses = [
             F.cross_entropy(
                 s.flatten(0, 1), classes[..., i].flatten(), ignore_index=-1, reduction="sum"
-            ) / (classes[..., i] >= 0).sum().clamp(min=1)
+            )
+            / (classes[..., i] >= 0).sum().clamp(min=1)
             for i, s in enumerate(scores)
         ]
         return torch.stack(losses).mean()
