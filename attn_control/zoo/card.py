@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import textwrap
 from pathlib import Path
 
@@ -73,16 +72,13 @@ def last_step(log: Path) -> int | None:
 def losses(log: Path, last: int | None) -> dict[str, float]:
     """Mean losses by kind of the 200 steps up to `last`; {} where none was logged.
 
-    A resumed run logs some steps again: the later lines count. What is not a number does not: the
-    trainer wrote that of "read" where all captions of a batch were dropped.
+    A resumed run logs some steps again: the later lines count.
     """
     by_step = {line["step"]: line for line in _lines(log)}
     values: dict[str, list[float]] = {}
     for step, line in by_step.items():
         if last is not None and last - _OVER < step <= last:
             for kind in line.keys() - {"step", "s_per_step"}:
-                if math.isnan(line[kind]):
-                    continue
                 values.setdefault(kind, []).append(line[kind])
     return {kind: round(sum(v) / len(v), 5) for kind, v in sorted(values.items())}
 
