@@ -87,7 +87,8 @@ def test_cells_are_what_a_drawing_shows():
     """Against the drawn picture itself: the palette colour of each cell's middle."""
     palette = np.array([*BACKGROUNDS.values(), *COLOURS.values()], float)
     for seed in range(1, 30, 3):
-        (caption, pictures), (cells, things) = flux.SOURCE(seed), flux.LABELS(seed)
+        (caption, pictures), told_ = flux.SOURCE(seed), flux.LABELS(seed)
+        cells, things = told_["cells"], told_["things"]
         for k, picture in enumerate(pictures):
             middle = picture[2::4, 2::4].astype(float)
             colour = things[k][cells[k], 0]
@@ -96,12 +97,78 @@ def test_cells_are_what_a_drawing_shows():
             assert (nearest == colour)[plain].mean() > 0.97, (seed, k, caption)
 
 
+def test_tones_are_what_a_drawing_shows():
+    """Against the drawn picture itself: how much darker than its palette colour a cell is."""
+    palette = np.array([*BACKGROUNDS.values(), *COLOURS.values()], float)
+    compared = 0
+    for seed in range(60):
+        pictures, told_ = flux.SOURCE(seed)[1], flux.LABELS(seed)
+        parts = zip(pictures, told_["cells"], told_["things"], told_["tones"], strict=True)
+        for picture, cells, things, tones in parts:
+            assert not tones[cells == 0].any()
+            means = picture.reshape(32, 4, 32, 4, 3).mean((1, 3)).sum(-1)
+            for number in (1, 2):
+                within = np.pad(cells == number, 1)
+                shifts = [np.roll(within, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+                inner = np.all(shifts, 0)[1:-1, 1:-1]  # no edge of the shape runs through
+                full = palette[things[number, 0]].sum()
+                share = 2 * (1 - means[inner] / full)  # the darker tone is half as bright
+                # An edge of a pattern may pass up to half a pixel from where pixels say it does.
+                np.testing.assert_allclose(tones[inner] / 255, share, atol=0.26)
+                compared += inner.sum() if share.any() else 0
+    assert compared > 1000
+
+
+def test_tones_stay_with_their_token_and_leave_background_out():
+    cells = torch.ones(1, 2, 4, 4, dtype=torch.uint8)
+    cells[0, 1, 0, 0] = 0
+    tones = torch.arange(32, dtype=torch.uint8).view(1, 2, 4, 4) * 8
+    seen = seeing.Seen(cells, torch.zeros(1, 2, 3, 3, dtype=torch.int8), tones)
+    got = seen.dark_shares(torch.tensor([0]), 2, torch.tensor([0, 1]))
+    first = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    want = torch.tensor(first + [[n + 16 for n in token] for token in first]) * 8 / 255
+    want[4, 0] = -1
+    torch.testing.assert_close(got[0], want)
+
+
+def test_the_loss_of_tones_by_hand():
+    seer = seeing.Seer((2, 2), 4, toned=2)
+    torch.nn.init.zeros_(seer.tone_head.weight)
+    with torch.no_grad():
+        seer.tone_head.bias.copy_(torch.tensor([0.0, 2.0]))
+    shares = torch.tensor([[[0.5, 0.25], [-1.0, 1.0], [-1.0, -1.0]]])
+    loss = seer.tone_loss(torch.randn(1, 3, 4), shares).item()
+    dark, light = np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))
+    assert abs(loss - (np.log(2) + 0.25 * dark + 0.75 * light + dark) / 3) < 1e-6
+    assert seer.tone_loss(torch.randn(1, 3, 4), torch.full((1, 3, 2), -1.0)).item() == 0
+
+
+def test_fine_steps_ask_for_tones_and_coarse_ones_do_not():
+    seen = seeing.Seen(
+        torch.ones(16, 2, 32, 32, dtype=torch.uint8),
+        torch.ones(16, 2, 3, 3, dtype=torch.int8),
+        torch.zeros(16, 2, 32, 32, dtype=torch.uint8),
+    )
+    for fine_from in (0.0, 1.0):
+        s = dataclasses.replace(TINY["shapes-flux"], fine_from=fine_from, fine_every=10**6)
+        lesson = flux.Lesson(s, examples("shapes-flux"), seen)
+        step = int(fine_from == 1.0)
+        assert lesson.is_fine(step) == (fine_from == 0.0)
+        batch = lesson.batch(step)
+        assert ("shares" in batch) == (fine_from == 0.0)
+        if fine_from == 0.0:  # another answer to where tones lie is another loss
+            assert batch["shares"].shape[1:] == (batch["seen"].shape[1], 4)
+            other = dataclasses.replace(seen, tones=seen.tones + 255)
+            dark = flux.Lesson(s, examples("shapes-flux"), other).loss(step)[0]["see"]
+            assert dark != lesson.loss(step)[0]["see"]
+
+
 def test_the_mover_is_told_from_what_stands_still():
     names = ["", "still", "right", "left", "down", "up"]
     for seed in range(40):
         caption, _ = wan.SOURCE(seed)
         words = caption.split()
-        cells, things = wan.LABELS(seed)
+        cells, things = wan.LABELS(seed)["cells"], wan.LABELS(seed)["things"]
         for number in (1, 2):
             where = [np.argwhere(c == number).mean(0) for c in cells if (c == number).any()]
             if not where:
@@ -152,6 +219,7 @@ def test_weights_of_what_is_told(name):
     seen = seeing.Seen(
         torch.randint(0, 2, (count, pictures, side, side), generator=g, dtype=torch.uint8),
         torch.ones(count, pictures, 3, 3, dtype=torch.int8),
+        torch.zeros(count, pictures, side, side, dtype=torch.uint8),
     )
 
     def loss(**changes):
@@ -173,7 +241,8 @@ def test_scenes_with_checks_are_drawn_as_often_as_asked():
     third = 1 + ("plain", "striped", "barred", "checked").index("checked")
     things[1, 0, 1, 2] = things[9, 0, 2, 2] = third  # the first object, and a second one
     things[2, 1, 1, 2] = third  # the reference alone does not count
-    seen = seeing.Seen(torch.zeros(16, 2, 32, 32, dtype=torch.uint8), things)
+    blank = torch.zeros(16, 2, 32, 32, dtype=torch.uint8)
+    seen = seeing.Seen(blank, things, blank)
     s = dataclasses.replace(TINY["shapes-flux"], single=1.0, hard=1.0, checked=4.0)
     named, pointing = flux.Lesson(s, data, seen).chances
     want = torch.ones(8, dtype=torch.float64)
@@ -201,8 +270,14 @@ def test_what_is_seen_belongs_to_what_is_shown(name, tmp_path):
         targets = targets.expand(3, 4, 9, 32, 32).half()
     model = module(name)
     seen = seeing.gather(model.LABELS, len(rows), tmp_path / "seen.npz")
-    again = seeing.gather(None, len(rows), tmp_path / "seen.npz")  # from the file
-    assert torch.equal(seen.cells, again.cells) and torch.equal(seen.things, again.things)
+    asked = []
+    again = seeing.gather(
+        lambda seed: asked.append(seed) or model.LABELS(seed), len(rows), tmp_path / "seen.npz"
+    )
+    assert set(asked) <= {0}  # all else comes from the file
+    parts = {k: v for k, v in vars(seen).items() if v is not None}
+    assert len(parts) == (3 if name == "shapes-flux" else 2)
+    assert all(torch.equal(part, getattr(again, k)) for k, part in parts.items())
     references = -1 - targets if name == "shapes-flux" else None
     data = dataclasses.replace(examples(name), targets=targets, captions=captions)
     data = dataclasses.replace(data, references=references)
@@ -217,6 +292,9 @@ def test_what_is_seen_belongs_to_what_is_shown(name, tmp_path):
                 at, pictures = int(marks[0]) // 10, (marks % 10).tolist()
             want = seen.classes(torch.tensor([at]), patch, torch.tensor(pictures))[0]
             assert torch.equal(b["seen"][i], want)
+            if "shares" in b:
+                want = seen.dark_shares(torch.tensor([at]), patch, torch.tensor(pictures))[0]
+                assert torch.equal(b["shares"][i], want)
 
 
 assert set(SHAPES) >= set(reading.MOVING["shape"])

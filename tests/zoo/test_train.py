@@ -142,8 +142,8 @@ def test_all_stages_end_in_a_folder_that_stock_diffusers_loads_and_runs(
         return caption, [frames[:9, 32:96, 32:96]]
 
     def their_cells(seed):
-        cells, things = wan_labels(seed)
-        return cells[:5, 8:24, 8:24], things[:5]
+        told = wan_labels(seed)
+        return {"cells": told["cells"][:5, 8:24, 8:24], "things": told["things"][:5]}
 
     wan_source, wan_labels = wan.SOURCE, wan.LABELS
 

@@ -33,6 +33,7 @@ from attn_control.zoo.train.text import (
 
 LENGTH = 24  # tokens of both tokenizers; the longest caption takes 22 with CLIP's two marks
 SHIFT = 2.0  # of the sampler's times
+PATCH = 2  # cells a side of a token at the shipped size
 CHECKED = 1 + TEXTURES.index("checked")  # as `LABELS` has it
 NEAR = 4.0  # what a neighbour's score begins with, so that it takes most of a head's attention
 
@@ -43,12 +44,16 @@ def SOURCE(seed: int) -> tuple[str, list[np.ndarray]]:
     return target.caption, [draw(target), draw(reference)]
 
 
-def LABELS(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the cells of a scene and of its reference show: (2, 32, 32) and (2, 3, 3)."""
+def LABELS(seed: int) -> dict[str, np.ndarray]:
+    """What the cells of a scene and of its reference show: (2, 32, 32), and things (2, 3, 3)."""
     both = sample_textured(seed)
     textures = [[1 + TEXTURES.index(o.texture) for o in scene.objects] for scene in both]
     things = [seeing.things(*pair) for pair in zip(both, textures, strict=True)]
-    return np.stack([seeing.cells(scene) for scene in both]), np.stack(things)
+    return {
+        "cells": np.stack([seeing.cells(scene) for scene in both]),
+        "things": np.stack(things),
+        "tones": np.stack([seeing.tones(scene) for scene in both]),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +114,7 @@ class Trainee(nn.Module):
         self.encoder = build_encoder(self.tokenizer, CLIPTextModel)
         self.t5 = build_t5(len(self.t5_tokenizer))
         self.reader = reading.Reader(reading.TEXTURED, WIDTH)
-        self.seer = seeing.Seer(seeing.TEXTURED, s.width)
+        self.seer = seeing.Seer(seeing.TEXTURED, s.width, toned=PATCH**2)
 
 
 def _losses(
@@ -122,12 +127,18 @@ def _losses(
     reference: torch.Tensor | None,
     target: torch.Tensor,
     seen: torch.Tensor | None,
+    shares: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     coarse = None if fine else trainee.coarse
     tap: list[torch.Tensor] = []
     out = door.velocity(trainee.denoiser, x, t, states, pooled, reference, coarse, tap)
     loss = F.mse_loss(out.float(), target)
-    return loss, None if seen is None else trainee.seer.loss(tap[0], seen)
+    if seen is None:
+        return loss, None
+    see = trainee.seer.loss(tap[0], seen)
+    if shares is not None:
+        see = see + trainee.seer.tone_loss(tap[0], shares)
+    return loss, see
 
 
 class Lesson(flow.Lesson):
@@ -180,9 +191,11 @@ class Lesson(flow.Lesson):
             out["reference"] = self.data.references[at].float()
         out["read"] = torch.where(dropped[:, None, None], -1, self.reading.classes[at])
         if self.seen is not None:
-            patch = 2 if self.is_fine(step) else 4
+            fine = self.is_fine(step)
             shown = torch.arange(1 + ("reference" in out))  # the target, perhaps the reference
-            out["seen"] = self.seen.classes(at, patch, shown)
+            out["seen"] = self.seen.classes(at, PATCH if fine else 2 * PATCH, shown)
+            if fine:  # a coarse token is as wide as a pattern's period
+                out["shares"] = self.seen.dark_shares(at, PATCH, shown)
         return out
 
     def loss(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -194,8 +207,9 @@ class Lesson(flow.Lesson):
             pooled = self.trainee.encoder(b["ids"]).pooler_output
             states = self.trainee.t5(b["t5_ids"])[0]
             loss, see = self.losses(
-                self.trainee, fine, x, b["t"], states, pooled, reference, target, b.get("seen")
-            )
+                self.trainee, fine, x, b["t"], states, pooled, reference, target, b.get("seen"),
+                b.get("shares"),
+            )  # fmt: skip
             read = self.trainee.reader.loss(states, b["read"])
         name = "fine" if fine else "coarse"
         name = name if reference is None else f"{name}_reference"

@@ -2,9 +2,10 @@
 
 A mean squared error hardly notices whether a shape of 40 pixels is a circle or a square. Telling
 half-way through the blocks, for every token of a noisy picture, which object will stand there asks
-for it outright: binding and outlines are learnt in a fraction of the steps. It is the idea of REPA
-(arXiv 2410.06940), with the scenes' own truth in place of another network's features. The head is
-thrown away when the pipeline is written.
+for it outright: binding and outlines are learnt in a fraction of the steps. So it is with patterns:
+where their darker tone lies is asked cell by cell, or checks are drawn out of step. It is the idea
+of REPA (arXiv 2410.06940), with the scenes' own truth in place of another network's features. The
+heads are thrown away when the pipeline is written.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from attn_control.zoo.patterns import TEXTURES
+from attn_control.zoo.patterns import TEXTURES, dark
 from attn_control.zoo.scenes import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, inside
 from attn_control.zoo.videos import DIRECTIONS
 
@@ -44,6 +45,19 @@ def cells(scene: Scene, side: int = SIDE) -> np.ndarray:
     return shown
 
 
+def tones(scene: Scene, side: int = SIDE) -> np.ndarray:
+    """uint8 (side, side): which share of a cell, of 255, shows its object's darker tone; 0 where
+    its middle is background.
+    """
+    shown, pixels = cells(scene, side), np.arange(SIZE) + 0.5
+    shares = np.zeros((side, side))
+    for number, o in enumerate(scene.objects):
+        second = dark(o.texture, (pixels - o.phase[0])[None, :], (pixels - o.phase[1])[:, None])
+        share = second.reshape(side, SIZE // side, side, SIZE // side).mean((1, 3))
+        shares = np.where(shown == 1 + number, share, shares)
+    return np.round(255 * shares).astype(np.uint8)
+
+
 def things(scene: Scene, third: Sequence[int]) -> np.ndarray:
     """int8 (3, 3): the classes of the background, the first and the second object, -1 for none.
 
@@ -59,11 +73,13 @@ def things(scene: Scene, third: Sequence[int]) -> np.ndarray:
 @dataclass(frozen=True)
 class Seen:
     """Cells uint8 (count, pictures, 32, 32) and things int8 (count, pictures, 3, 3) of every
-    example: its pictures are a target and its reference, or the frames of a video.
+    example: its pictures are a target and its reference, or the frames of a video. Tones, where
+    objects have textures, are as cells are.
     """
 
     cells: torch.Tensor
     things: torch.Tensor
+    tones: torch.Tensor | None = None
 
     def classes(self, at: torch.Tensor, patch: int, pictures: torch.Tensor) -> torch.Tensor:
         """Classes int64 (batch, tokens, kinds) for tokens of patch x patch cells in raster order,
@@ -84,30 +100,53 @@ class Seen:
         sure = ground | (share >= _MOST)
         return torch.where(sure[..., None], found, -1).flatten(1, 2)
 
+    def dark_shares(self, at: torch.Tensor, patch: int, pictures: torch.Tensor) -> torch.Tensor:
+        """Shares float32 (batch, tokens, patch * patch) of the darker tone in each cell of a token,
+        both in raster order; -1 where a cell shows background. As `classes` otherwise.
+        """
+        assert self.tones is not None
+        chosen = [part[at][:, pictures] for part in (self.tones, self.cells)]
+        shares = torch.where(chosen[1] > 0, chosen[0] / 255, -1.0)
+        side = shares.shape[-1] // patch
+        shares = shares.view(*shares.shape[:2], side, patch, side, patch).transpose(3, 4)
+        return shares.flatten(4).flatten(1, 3)
 
-def gather(label: Callable[[int], tuple[np.ndarray, np.ndarray]], count: int, file: Path) -> Seen:
+
+def gather(label: Callable[[int], dict[str, np.ndarray]], count: int, file: Path) -> Seen:
     """What the scenes of seeds 0 to count show; kept in `file`, an .npz, for the next start.
 
-    label: from a seed to its cells and its things.
+    label: from a seed to its part of every field of `Seen`, by name.
     """
     if file.is_file():
-        kept = np.load(file)
-        if len(kept["cells"]) == count:
-            return Seen(torch.from_numpy(kept["cells"]), torch.from_numpy(kept["things"]))
+        kept = dict(np.load(file))
+        if len(kept["cells"]) == count and kept.keys() == label(0).keys():
+            return Seen(**{name: torch.from_numpy(part) for name, part in kept.items()})
     rows = [label(seed) for seed in tqdm(range(count), desc=file.stem, mininterval=5)]
-    shown, what = (np.stack(part) for part in zip(*rows, strict=True))
-    np.savez(file, cells=shown, things=what)
-    return Seen(torch.from_numpy(shown), torch.from_numpy(what))
+    kept = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    np.savez(file, **kept)
+    return Seen(**{name: torch.from_numpy(part) for name, part in kept.items()})
 
 
 class Seer(nn.Module):
-    """Scores of every class, read off the tokens inside the denoiser."""
+    """Scores of every class, read off the tokens inside the denoiser.
 
-    def __init__(self, sizes: Sequence[int], width: int):
+    toned: cells of a token whose tones are told too; 0 for none.
+    """
+
+    def __init__(self, sizes: Sequence[int], width: int, toned: int = 0):
         super().__init__()
         self.sizes = list(sizes)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, sum(self.sizes))
+        self.tone_head = nn.Linear(width, toned) if toned else None
+
+    def tone_loss(self, tokens: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        """Mean cross entropy of the darker tone's shares (batch, tokens, toned), -1 left out."""
+        assert self.tone_head is not None
+        scores = self.tone_head(self.norm(tokens)).float()
+        known = (shares >= 0).float()
+        each = F.binary_cross_entropy_with_logits(scores, shares.clamp(min=0), reduction="none")
+        return (each * known).sum() / known.sum().clamp(min=1)
 
     def loss(self, tokens: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Mean cross entropy over kinds; objects weigh as much as all background.

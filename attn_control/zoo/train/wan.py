@@ -43,15 +43,15 @@ def SOURCE(seed: int) -> tuple[str, list[np.ndarray]]:
     return video.caption, [draw_video(video)]
 
 
-def LABELS(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the cells of each latent's last frame show: (9, 32, 32) and (9, 3, 3)."""
+def LABELS(seed: int) -> dict[str, np.ndarray]:
+    """What the cells of each latent's last frame show: (9, 32, 32), and things (9, 3, 3)."""
     video = sample_video(seed)
     spec, scenes = parse_video(video.caption), video.scenes[::2]
     motions = [2 + list(DIRECTIONS).index(spec.direction)] + [1] * (spec.still is not None)
     if spec.crossing == "in front of":  # what is in front is drawn last
         motions.reverse()
     things = np.stack([seeing.things(scene, motions) for scene in scenes])
-    return np.stack([seeing.cells(scene) for scene in scenes]), things
+    return {"cells": np.stack([seeing.cells(scene) for scene in scenes]), "things": things}
 
 
 @dataclass(frozen=True, kw_only=True)
