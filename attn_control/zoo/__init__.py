@@ -2,7 +2,7 @@
 
 >>> from attn_control import zoo
 >>> zoo.NAMES
-('shapes-sd3', 'shapes-sd15')
+('shapes-sd3', 'shapes-sd15', 'shapes-flux')
 >>> zoo.is_scorable("shapes-sd3", "a red circle left of a blue square")
 True
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from attn_control.zoo.videos import VideoSpec
 
 # What ships. The other models with defaults can be trained, and loaded from ATTN_CONTROL_ZOO_DIR.
-NAMES: tuple[str, ...] = ("shapes-sd3", "shapes-sd15")
+NAMES: tuple[str, ...] = ("shapes-sd3", "shapes-sd15", "shapes-flux")
 
 _SIDE = {"height": 128, "width": 128}
 _DEFAULTS: dict[str, dict[str, Any]] = {
