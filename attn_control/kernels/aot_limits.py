@@ -54,7 +54,6 @@ DEBTS: dict[tuple[str, str, int, str], tuple[float, float]] = {
     ("sm_86", "of_keys", 256, "cut"): (0.92, 1.0),
     ("sm_89", "of_keys", 256, ""): (0.94, 1.0),
     ("sm_89", "of_keys", 256, "cut"): (0.92, 1.0),
-    ("sm_90", "of_queries", 256, "cut"): (0.94, 1.0),
     ("sm_90", "of_keys", 256, ""): (0.94, 1.0),
     ("sm_90", "of_keys", 256, "cut"): (0.93, 1.0),
     ("sm_100", "of_keys", 256, ""): (0.9, 1.0),

@@ -65,6 +65,10 @@ FEW = [
     Variant("gfx942", "of_queries", 64, extra="cut"),
     Variant("sm_100", "forward", 64, extra="cut"),
     Variant("sm_100", "of_keys", 64, extra="cut"),
+    Variant("sm_80", "forward", 256, "fp32", "cut"),  # 16 columns, half a word of a mask's bits
+    Variant("gfx942", "of_queries", 256, extra="added"),  # the same
+    Variant("sm_90", "of_queries", 256, extra="cut"),
+    Variant("sm_120", "of_keys", 64, extra="added"),
     Variant("sm_80", "of_queries", 128, extra="orders"),
     Variant("sm_80", "row_sums", 128),
     Variant("sm_90", "forward", 32),

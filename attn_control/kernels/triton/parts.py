@@ -138,19 +138,20 @@ def allowed(
     if COLUMNS <= 32:
         word = tl.load(Pool + at, mask=row < rows, other=-1)
         return ((word[:, None] >> (bit % 32 + column)[None, :]) & (column < count)[None, :]) != 0
-    halves = Pool.to(tl.pointer_type(tl.int16)) + 2 * at
-    for n in tl.static_range(COLUMNS // 32):
-        ok = row < tl.where(bit // 32 + n < WORDS, rows, 0)
-        word = tl.load(halves + 2 * n, mask=ok, other=-1).to(tl.int32) & 65535
-        word = word | (tl.load(halves + 2 * n + 1, mask=ok, other=-1).to(tl.int32) << 16)
-        left = count - 32 * n
-        word = word & tl.where(left >= 32, -1, (1 << tl.maximum(left, 0)) - 1)
-        shifted = word[:, None] >> (column % 32)[None, :]
-        if n == 0:
-            found = shifted
-        else:
-            found = tl.where((column // 32 == n)[None, :], shifted, found)
-    return (found & 1) != 0
+    else:  # left out for narrow tiles: a compiler goes past a return
+        halves = Pool.to(tl.pointer_type(tl.int16)) + 2 * at
+        for n in tl.static_range(COLUMNS // 32):
+            ok = row < tl.where(bit // 32 + n < WORDS, rows, 0)
+            word = tl.load(halves + 2 * n, mask=ok, other=-1).to(tl.int32) & 65535
+            word = word | (tl.load(halves + 2 * n + 1, mask=ok, other=-1).to(tl.int32) << 16)
+            left = count - 32 * n
+            word = word & tl.where(left >= 32, -1, (1 << tl.maximum(left, 0)) - 1)
+            shifted = word[:, None] >> (column % 32)[None, :]
+            if n == 0:
+                found = shifted
+            else:
+                found = tl.where((column // 32 == n)[None, :], shifted, found)
+        return (found & 1) != 0
 
 
 @triton.jit

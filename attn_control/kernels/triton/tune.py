@@ -41,34 +41,34 @@ def wide(dim: int) -> int:
 # that spill nothing and keep up with dense (`python -m attn_control.kernels.aot`), none timed yet.
 REGISTERS = {
     32: Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2, 128), Tile(128, 64, 8, 2)),
-    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 168), Tile(64, 32, 4, 2, 168)),
-    128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(64, 32, 8, 2)),
+    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 168), Tile(64, 32, 8, 2)),
+    128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2, 144), Tile(64, 32, 8, 2)),
     256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
 }
 # With the shared memory for one program more, if registers allow it.
 A100 = {
     32: Tiles(Tile(128, 32, 8, 2, 80), Tile(64, 64, 4, 2, 128), Tile(128, 32, 8, 2, 128)),
-    64: REGISTERS[64]._replace(of_queries=Tile(64, 32, 4, 2, 128)),
+    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 128), Tile(64, 32, 4, 2, 168)),
     128: REGISTERS[128]._replace(of_queries=Tile(64, 32, 8, 2, 128)),
-    256: REGISTERS[256],
+    256: REGISTERS[256]._replace(of_queries=Tile(32, 32, 4, 1)),
 }
 # The same, but that code for sm_120 comes out with more registers.
 CONSUMER_BLACKWELL = {
     32: Tiles(Tile(64, 64, 4, 2), Tile(128, 32, 8, 2), Tile(128, 64, 8, 2)),
-    64: Tiles(Tile(128, 32, 8, 2, 128), Tile(128, 32, 8, 2), Tile(128, 32, 8, 2)),
+    64: Tiles(Tile(128, 32, 8, 2, 128), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     128: Tiles(Tile(64, 32, 4, 1), Tile(128, 32, 8, 2), Tile(64, 32, 8, 2)),
-    256: REGISTERS[256],
+    256: REGISTERS[256]._replace(of_queries=Tile(32, 32, 8, 1, 144)),
 }
 HOPPER = {
     32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(128, 32, 8, 2)),
     64: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     128: Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(64, 32, 8, 2)),
-    256: REGISTERS[256]._replace(forward=Tile(64, 64, 8, 2)),
+    256: Tiles(Tile(64, 64, 8, 2), Tile(32, 64, 8, 1), Tile(32, 32, 8, 1)),
 }
 BLACKWELL = {
     32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(64, 64, 4, 2, 168)),
-    128: Tiles(Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(128, 64, 8, 2)),
+    64: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2, 168)),
+    128: Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
     256: REGISTERS[256]._replace(of_queries=Tile(64, 32, 8, 1)),
 }
 # One stage: more crash or are slower there.
@@ -79,19 +79,30 @@ AMD = {
     256: Tiles(Tile(64, 32, 8, 1), Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
 }
 
+# Inputs of 32 bits: twice as much to hold, and without tf32 no matrix unit to feed.
+WHOLE = {
+    32: Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    64: Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
+    128: Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1, 128), Tile(32, 32, 8, 1)),
+    256: Tiles(Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 8, 1, 128)),
+}
+AMD_WHOLE = {
+    32: WHOLE[32],
+    64: WHOLE[64],
+    128: Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 4, 1), Tile(32, 16, 8, 1)),
+    256: Tiles(Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
+}
+
 
 def tiles(dim: int, half: bool, target: str, biased: bool = False) -> Tiles:
     """For a head dim, before a mask's blocks have their say.
 
-    half: inputs of 16 bits. With 32 bits there is twice as much to hold, and without tf32 no matrix
-        unit to feed.
+    half: inputs of 16 bits.
     target: "sm_80" and so on, or AMD's "gfx942".
     biased: whether there is a mask of the model's own.
     """
     if not half:
-        small, more = (32 if dim <= 128 else 16), (8 if 64 < dim <= 128 else 4)
-        one, two = Tile(small, small, 4, 1), Tile(small, small, more, 1)
-        return Tiles(two, one, two)
+        return (AMD_WHOLE if target.startswith("gfx") else WHOLE)[max(32, wide(dim))]
     if target.startswith("gfx"):
         table = AMD
     elif target in ("sm_100", "sm_103"):
@@ -104,9 +115,15 @@ def tiles(dim: int, half: bool, target: str, biased: bool = False) -> Tiles:
         table = A100 if target == "sm_80" else REGISTERS
     found = table[max(32, wide(dim))]
     if biased:
-        found = Tiles(*(tile._replace(n=min(tile.n, BIASED)) for tile in found))
-        if wide(dim) > 64:
-            found = found._replace(forward=found.forward._replace(m=found.forward.m // 2))
+        halved = ["forward", "of_queries"] if wide(dim) > 64 else []
+        if table is CONSUMER_BLACKWELL:
+            halved = list(Tiles._fields)
+        found = Tiles(
+            *(
+                tile._replace(m=tile.m // (2 if name in halved else 1), n=min(tile.n, BIASED))
+                for name, tile in zip(Tiles._fields, found, strict=True)
+            )
+        )
     return found
 
 

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 from attn_control.kernels import aot
 from attn_control.kernels.aot_limits import DEBTS
@@ -39,6 +40,17 @@ def test_kernels_compile_for_machines_that_are_not_here(target, capsys, tmp_path
     assert shown[-1].startswith("1 kernels: none with faults")
     written = page.read_text()
     assert f"| {target} | forward | 128 | bf16 |" in written and "no speed-up" in written
+
+
+@compiling
+@pytest.mark.parametrize("kernel", ["forward", "of_queries", "of_keys"])
+def test_cut_tiles_of_half_a_word_compile(kernel):
+    """16 columns of a mask's bits: the interpreter runs what the compiler once refused."""
+    from attn_control.kernels import aot_compile as make
+
+    shape = make.Shape(heads=2, tokens=512, dim=256, dtype=torch.float32, extra="cut")
+    assert make.tile_of(kernel, shape, "sm_80").n == 16
+    make.compile_for("sm_80", make.KERNELS[kernel], *make.launch(kernel, shape, "sm_80"))
 
 
 @compiling
