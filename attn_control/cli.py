@@ -279,6 +279,14 @@ def evaluate(
     publish: Annotated[
         Path | None, typer.Option("--publish", help="A docs folder that takes the result.")
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Processes that render side by side; default one a core, on a GPU one in all.",
+        ),
+    ] = None,
 ) -> None:
     """Measure methods on the built-in models, with intervals; an interrupted run goes on."""
 
@@ -292,6 +300,7 @@ def evaluate(
             overwrite=overwrite,
             dry_run=dry_run,
             publish=publish,
+            jobs=jobs,
             console=console,
             log=log,
         )

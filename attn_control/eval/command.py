@@ -33,10 +33,11 @@ def evaluate(
     overwrite: bool = False,
     dry_run: bool = False,
     publish: Path | None = None,
+    jobs: int | None = 1,
     console: Any = None,
     log: Any = None,
 ) -> EvalOutcome | None:
-    """Run a suite, print its tables; returns None after a dry run."""
+    """Run a suite, print its tables; returns None after a dry run. jobs: as `run_suite` has it."""
     if publish is not None and spread is not None:
         raise AttnControlError("--publish takes whole suites only: leave out --prompts")
     suite = load_suite(name)
@@ -47,7 +48,7 @@ def evaluate(
             for line in estimates(suite, prepared, out):
                 _say(console, line)
         return None
-    outcome = run_suite(suite, out, spread=spread, overwrite=overwrite, console=log)
+    outcome = run_suite(suite, out, spread=spread, overwrite=overwrite, jobs=jobs, console=log)
     if outcome.result is None:
         return outcome
     if console is not None:

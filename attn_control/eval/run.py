@@ -23,6 +23,7 @@ from attn_control.eval.plots import plot_result
 from attn_control.eval.power import detectable
 from attn_control.eval.suite import MASS, Bar, SuiteFile
 from attn_control.eval.tables import costs_page, result_page
+from attn_control.eval.workers import missing, processes, render_shared
 from attn_control.render.command import write_sheets
 from attn_control.render.measure import versions
 from attn_control.render.prepare import Prepared, prepare
@@ -106,9 +107,12 @@ def run_suite(
     *,
     spread: int | None = None,
     overwrite: bool = False,
+    jobs: int | None = 1,
     console: Any = None,
 ) -> EvalOutcome:
     """Render and measure a suite; the same command goes on where an interrupted one ended.
+
+    jobs: processes that render side by side; None for as many as pay (`workers.processes`).
 
     Writes `out/NAME/` (a render folder a job), and `result.json`, `result.md`, `costs.json`,
     `costs.md`, `plan.json` and a plot a job. result.* follow from the pictures alone, so that the
@@ -123,10 +127,18 @@ def run_suite(
     measured, costing, dense = {}, {}, {}
     judged: list[dict[str, Any]] = []
     notes: list[str] = []
+    left = missing(prepared, out, overwrite)
+    jobs = processes(prepared, left) if jobs is None else jobs
+    if jobs > 1 and left:
+        shared = {"spread": spread, "overwrite": overwrite, "console": console}
+        try:
+            notes = render_shared(suite, out, left=left, jobs=jobs, **shared)
+        except KeyboardInterrupt:
+            return EvalOutcome(None, [], interrupted=True)
     for name, each in prepared.items():
         if console is not None:
             console.print(f"{suite.name}: {name}, {len(each.tasks)} pictures", style="dim")
-        outcome = run(each, out / name, overwrite=overwrite, console=console)
+        outcome = run(each, out / name, overwrite=overwrite and jobs == 1, console=console)
         if outcome.interrupted:
             return EvalOutcome(None, [], interrupted=True)
         notes += [f"{name}: {note}" for note in outcome.notes]
