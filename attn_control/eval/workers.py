@@ -11,6 +11,7 @@ import dataclasses
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,13 @@ def render_shared(
             for child in multiprocessing.active_children():
                 child.terminate()
             raise
-    found = [share.result() for share in shares]
+    try:
+        found = [share.result() for share in shares]
+    except BrokenProcessPool:
+        raise AttnControlError(
+            f"suite {suite.name!r}: a process was ended from outside, perhaps for its "
+            f"memory; what is finished is kept in {out}: go on with --jobs {jobs - 1}"
+        ) from None
     errors = [error for _, error, _ in found if error]
     if errors:
         raise AttnControlError(errors[0])

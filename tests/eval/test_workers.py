@@ -98,6 +98,20 @@ def test_a_process_that_fails_says_why(suite, tmp_path):
         run_suite(few, out, jobs=2)
 
 
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_told(suite, tmp_path, monkeypatch):
+    import multiprocessing
+
+    def kill(*_):
+        while not multiprocessing.active_children():
+            pass
+        multiprocessing.active_children()[0].kill()
+
+    monkeypatch.setattr(workers, "_follow", kill)
+    with pytest.raises(AttnControlError, match="ended from outside.*--jobs 1"):
+        run_suite(suite(*FEW), tmp_path / "out", jobs=2)
+
+
 def test_an_interrupted_share_ends_the_run(painter, suite, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -108,16 +122,16 @@ def test_an_interrupted_share_ends_the_run(painter, suite, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("asked", "got"), [(["--jobs", "3"], [3]), (["--jobs", "1"], []), ([], [2])]
+    ("asked", "got"), [(["--jobs", "3"], [3]), (["--jobs", "1"], []), ([], [8])]
 )
 def test_the_command_takes_a_number_of_processes(painter, suite, tmp_path, monkeypatch, asked, got):
-    """Left alone it takes one a core, if each has ten pictures to make."""
+    """Left alone it takes one a core, if each has ten pictures to make: here there are 80."""
     taken = []
     monkeypatch.setattr(
         "attn_control.eval.run.render_shared", lambda *_, jobs, **__: taken.append(jobs) or []
     )
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    args = ["eval", str(suite(*FEW, load=False)), "--out", str(tmp_path / "out"), *asked]
+    args = ["eval", str(suite(load=False)), "--out", str(tmp_path / "out"), *asked]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 0, result.output
     assert taken == got
