@@ -43,7 +43,7 @@ REGISTERS = {
     32: Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2, 128), Tile(128, 64, 8, 2)),
     64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 168), Tile(64, 32, 8, 2)),
     128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2, 144), Tile(64, 32, 8, 2)),
-    256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+    256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 2)),
 }
 # With the shared memory for one program more, if registers allow it.
 A100 = {
@@ -57,13 +57,13 @@ CONSUMER_BLACKWELL = {
     32: Tiles(Tile(64, 64, 4, 2), Tile(128, 32, 8, 2), Tile(128, 64, 8, 2)),
     64: Tiles(Tile(128, 32, 8, 2, 128), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     128: Tiles(Tile(64, 32, 4, 1), Tile(128, 32, 8, 2), Tile(64, 32, 8, 2)),
-    256: REGISTERS[256]._replace(of_queries=Tile(32, 32, 8, 1, 144)),
+    256: REGISTERS[256]._replace(of_queries=Tile(32, 32, 16, 1)),
 }
 HOPPER = {
     32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(128, 32, 8, 2)),
     64: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
     128: Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(64, 32, 8, 2)),
-    256: Tiles(Tile(64, 64, 8, 2), Tile(32, 64, 8, 1), Tile(32, 32, 8, 1)),
+    256: Tiles(Tile(64, 64, 8, 2), Tile(32, 64, 8, 1), Tile(32, 32, 8, 2)),
 }
 BLACKWELL = {
     32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),

@@ -83,12 +83,15 @@ def test_heads_that_share_keys_are_ordered_by_their_sum():
 
 @pytest.mark.parametrize("dim", [8, 24, 40, 64, 72, 128, 160, 256])
 @pytest.mark.parametrize("half", [True, False])
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
-def test_tile_sizes_are_what_tl_dot_takes(dim, half, target):
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120", "gfx942"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_tile_sizes_are_what_tl_dot_takes(dim, half, target, biased):
     assert wide(dim) >= dim and wide(dim) & (wide(dim) - 1) == 0
-    for tile in tiles(dim, half, target):
+    for tile, bare in zip(tiles(dim, half, target, biased), tiles(dim, half, target), strict=True):
+        assert (tile.m, tile.n) == (bare.m, bare.n) or biased
+        assert tile.m <= bare.m and tile.n <= (32 if biased and half else bare.n)
         assert all(n >= 16 and n & (n - 1) == 0 for n in (tile.m, tile.n))
-        assert tile.warps in (4, 8) and tile.stages >= 1
+        assert tile.warps in (4, 8, 16) and tile.stages >= 1
         assert target != "gfx942" or tile.stages == 1
 
 
