@@ -19,7 +19,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from attn_control.zoo.scenes import BACKGROUNDS, COLOURS
-from attn_control.zoo.train import flow, loop, quick, reading, seeing, video_autoencoder
+from attn_control.zoo.train import (
+    flow,
+    loop,
+    nearness,
+    quick,
+    reading,
+    seeing,
+    video_autoencoder,
+)
 from attn_control.zoo.train import wan_model as door
 from attn_control.zoo.train.latents import Latents, chances, pick
 from attn_control.zoo.train.text import WIDTH, build_t5_tokenizer, tokenize
@@ -69,6 +77,8 @@ class Settings(flow.TellingSettings):
     fine_few_frames: int = 1
     fine_few_batch: int = 16
     time_mean: float = 0.8
+    near: float = 0.0  # weight of how near half the heads look, see nearness.py; whole fine steps
+    near_queries: int = 48
     single: float = 1.0  # how much likelier a video without a crossing is drawn
     hard: float = 1.2  # the same for those with a cross
     width: int = 128
@@ -118,12 +128,16 @@ def _losses(
     target: torch.Tensor,
     times: torch.Tensor | None,
     seen: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    queries: torch.Tensor | None,
+    inside: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     coarse = None if fine else trainee.coarse
     tap: list[torch.Tensor] = []
-    out = door.velocity(trainee.denoiser, x, t * 1000, states, coarse, times, tap)
+    looks = None if queries is None or inside is None else door.Looks(queries, inside)
+    out = door.velocity(trainee.denoiser, x, t * 1000, states, coarse, times, tap, looks)
     loss = F.mse_loss(out.float(), target)
-    return loss, None if seen is None else trainee.seer.loss(tap[0], seen)
+    see = None if seen is None else trainee.seer.loss(tap[0], seen)
+    return loss, see, None if looks is None else nearness.shortfall(looks.masses)
 
 
 class Lesson(flow.Lesson):
@@ -171,7 +185,14 @@ class Lesson(flow.Lesson):
         out["read"] = torch.where(dropped[:, None, None], -1, self.reading.classes[at])
         if self.seen is not None:
             out["seen"] = self.seen.classes(at, 2 if fine else 4, shown)
-        return {**out, "times": shown} if few else out
+        if few:
+            return {**out, "times": shown}
+        if fine and s.near:
+            side = out["x0"].shape[-1] // 2  # in tokens
+            queries = torch.randperm(frames * side * side, generator=g)[: s.near_queries]
+            inside = nearness.boxes((frames, side, side))[queries]
+            return {**out, "queries": queries, "inside": inside}
+        return out
 
     def loss(self, step: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Mean squared error of the velocity; the kinds of steps are logged apart."""
@@ -180,14 +201,18 @@ class Lesson(flow.Lesson):
         times = b.get("times")
         with torch.autocast("cpu", torch.bfloat16):
             states = encode(self.trainee.encoder, b["ids"])
-            loss, see = self.losses(
-                self.trainee, fine, x, b["t"], states, target, times, b.get("seen")
-            )
+            loss, see, far = self.losses(
+                self.trainee, fine, x, b["t"], states, target, times, b.get("seen"),
+                b.get("queries"), b.get("inside"),
+            )  # fmt: skip
             read = self.trainee.reader.loss(states, b["read"])
         kind = "fine" if fine else "coarse"
         if times is not None:
             kind = "fine_few" if fine else "few"
-        return self.told(kind, loss, see, read)
+        figures, total = self.told(kind, loss, see, read)
+        if far is None:
+            return figures, total
+        return {**figures, "far": far}, total + self.settings.near * far
 
 
 def pipeline(work: Path, data: Path) -> WanPipeline:

@@ -8,10 +8,13 @@ few of the frames as well, each at its own place in time.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 from diffusers import WanTransformer3DModel
 from torch import nn
 
+from attn_control.zoo.train.nearness import mass
 from attn_control.zoo.train.text import WIDTH
 
 CHANNELS = 4  # of the latents
@@ -47,6 +50,15 @@ class Coarse(nn.Module):
         nn.init.zeros_(self.proj_out.bias)
 
 
+@dataclass
+class Looks:
+    """Whose attention is looked at, as `nearness.mass` has it, and what was found."""
+
+    queries: torch.Tensor
+    inside: torch.Tensor
+    masses: list[torch.Tensor] = field(default_factory=list)
+
+
 def velocity(
     model: WanTransformer3DModel,
     x: torch.Tensor,
@@ -55,13 +67,14 @@ def velocity(
     coarse: Coarse | None = None,
     times: torch.Tensor | None = None,
     tap: list[torch.Tensor] | None = None,
+    looks: Looks | None = None,
 ) -> torch.Tensor:
     """What `model(...)` computes, or the same blocks behind the coarse door.
 
     x float (batch, 4, frames, side, side); t float (batch,) in [0, 1000]; states (batch, tokens,
     64); times int64 (frames,): which frames of a video of `FRAMES` x holds, None for its own.
     Returns the velocity, shaped like x. tap: takes the tokens (batch, tokens, width) as they are
-    after five of eight of the blocks.
+    after five of eight of the blocks. looks: takes how near the heads look, block by block.
     """
     batch, channels, frames, side, _ = x.shape
     patch, door = (4, coarse) if coarse is not None else (2, model)
@@ -80,6 +93,8 @@ def velocity(
     temb, gates, context, _ = model.condition_embedder(t, states, None)
     gates = gates.unflatten(1, (6, -1))
     for depth, block in enumerate(model.blocks):
+        if looks is not None:
+            looks.masses.append(mass(block, h, gates, rotary, looks.queries, looks.inside))
         h = block(h, context, gates, rotary)
         if tap is not None and depth == len(model.blocks) * 5 // 8 - 1:
             tap.append(h)
