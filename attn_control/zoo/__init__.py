@@ -47,7 +47,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "shapes-wan": {
         "num_inference_steps": 25,
-        "guidance_scale": 5.0,
+        "guidance_scale": 2.5,
         **_SIDE,
         "num_frames": 17,
         "max_sequence_length": 24,
