@@ -127,7 +127,7 @@ def run_suite(
     measured, costing, dense = {}, {}, {}
     judged: list[dict[str, Any]] = []
     notes: list[str] = []
-    left = missing(prepared, out, overwrite)
+    left = 0 if jobs == 1 else missing(prepared, out, overwrite)
     jobs = processes(prepared, left) if jobs is None else jobs
     if jobs > 1 and left:
         shared = {"spread": spread, "overwrite": overwrite, "console": console}

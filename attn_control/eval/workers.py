@@ -19,8 +19,7 @@ from attn_control.errors import AttnControlError
 from attn_control.eval.suite import SuiteFile
 from attn_control.render.prepare import Prepared
 from attn_control.render.progress import Progress
-from attn_control.render.run import run
-from attn_control.render.store import read_record
+from attn_control.render.run import finished, run
 
 WORTH = 10  # pictures for which a process is worth its start
 MOST = 8
@@ -28,12 +27,11 @@ MOST = 8
 
 def missing(prepared: dict[str, Prepared], out: Path, overwrite: bool) -> int:
     """How many pictures of all measurements are not there yet."""
-    count = 0
-    for name, each in prepared.items():
-        for task in each.tasks:
-            record = None if overwrite else read_record(out / name / "images" / task.file)
-            count += record is None or record.get("hash") != task.digest
-    return count
+    return sum(
+        overwrite or finished(out / name / "images", task) is None
+        for name, each in prepared.items()
+        for task in each.tasks
+    )
 
 
 def processes(prepared: dict[str, Prepared], left: int) -> int:
@@ -68,14 +66,14 @@ def render_shared(
         console.print(f"{suite.name}: {left} pictures, {jobs} processes", style="dim")
     # Spawned: a fork would inherit torch's threads in the middle of what they do.
     context = multiprocessing.get_context("spawn")
-    before = _finished(suite, out)
+    before = _rows(suite, out)
     with ProcessPoolExecutor(jobs, context) as pool, Progress(console, left) as progress:
         shares = [
             pool.submit(_share, suite, out, spread, overwrite, number, jobs, threads)
             for number in range(jobs)
         ]
         try:
-            _follow(shares, lambda: _finished(suite, out) - before, progress)
+            _follow(shares, lambda: _rows(suite, out) - before, progress)
         except KeyboardInterrupt:  # of this process alone, perhaps; what is finished is kept
             for child in multiprocessing.active_children():
                 child.terminate()
@@ -134,14 +132,14 @@ def _share(
     return notes, "", False
 
 
-def _follow(shares: Sequence[Future[Any]], finished: Callable[[], int], progress: Progress) -> None:
+def _follow(shares: Sequence[Future[Any]], count: Callable[[], int], progress: Progress) -> None:
     """Tell how far the processes are until all have ended."""
     while wait(shares, timeout=2).not_done:
-        while progress.done < min(finished(), progress.total - 1):
+        while progress.done < min(count(), progress.total - 1):
             progress.step()
 
 
-def _finished(suite: SuiteFile, out: Path) -> int:
+def _rows(suite: SuiteFile, out: Path) -> int:
     """Rows of results so far."""
     files = [out / name / "results.jsonl" for name in suite.suite.measurements]
     return sum(file.read_bytes().count(b"\n") for file in files if file.is_file())

@@ -52,6 +52,12 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
+def finished(images: Path, task: Task) -> dict[str, Any] | None:
+    """The record of a task's picture, if it is there with the same settings."""
+    record = read_record(images / task.file)
+    return record if record is not None and record.get("hash") == task.digest else None
+
+
 def run(
     prepared: Prepared,
     out: Path,
@@ -76,8 +82,8 @@ def run(
     known = read_rows(results)
     rows: dict[str, dict[str, Any]] = {}
     for task in prepared.tasks:
-        record = None if overwrite else read_record(images / task.file)
-        if record is not None and record.get("hash") == task.digest:
+        record = None if overwrite else finished(images, task)
+        if record is not None:
             rows[task.file] = known.get(task.file) or record
             if task.file not in known:
                 append_row(results, record)

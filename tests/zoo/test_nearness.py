@@ -10,8 +10,8 @@ from tiny_lessons import TINY, examples
 from attn_control.eval.boxes import boxes_of, windows
 from attn_control.zoo.train import nearness, wan, wan_model
 
-GRID = (5, 8, 6)
-TOKENS = 5 * 8 * 6
+GRID = (5, 8, 8)
+TOKENS = 5 * 8 * 8
 
 
 def test_boxes_are_those_that_the_evaluation_measures_by():
@@ -42,15 +42,16 @@ def test_masses_are_those_of_the_stock_attention(model, monkeypatch):
         calls.append((q, k))
         return stock(q, k, v, **kw)
 
-    x, states, t = torch.randn(2, 4, 5, 16, 12), torch.randn(2, 7, 64), torch.tensor([300.0, 800.0])
+    x, states, t = torch.randn(2, 4, 5, 16, 16), torch.randn(2, 7, 64), torch.tensor([300.0, 800.0])
     queries = torch.tensor([0, 17, 100, 239])
     looks = wan_model.Looks(queries, nearness.boxes(GRID)[queries])
     with torch.no_grad():
         monkeypatch.setattr(transformer_wan, "dispatch_attention_fn", seen)
-        model(x, t, states)
+        stock_out = model(x, t, states, return_dict=False)[0]
         monkeypatch.undo()
-        out = square_free(model, x, t, states, looks)
+        out = wan_model.velocity(model, x, t, states, looks=looks)
     assert out.shape == x.shape and len(looks.masses) == 3
+    torch.testing.assert_close(out, stock_out)
     for (q, k), got in zip(calls[::2], looks.masses, strict=True):  # every other one reads text
         scores = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) / 32**0.5
         weights = scores.softmax(-1)[:, :, queries]
@@ -58,18 +59,6 @@ def test_masses_are_those_of_the_stock_attention(model, monkeypatch):
             [(weights * looks.inside[:, n]).sum(-1).mean((0, 2)) for n in range(3)], -1
         )
         torch.testing.assert_close(got, want.float(), atol=1e-5, rtol=1e-4)
-
-
-def square_free(model, x, t, states, looks):
-    """`velocity` is for square videos; the blocks it looks at are the same for any."""
-    rotary = model.rope(x)
-    h = model.patch_embedding(x).flatten(2).transpose(1, 2)
-    _, gates, context, _ = model.condition_embedder(t, states, None)
-    gates = gates.unflatten(1, (6, -1))
-    for block in model.blocks:
-        looks.masses.append(nearness.mass(block, h, gates, rotary, looks.queries, looks.inside))
-        h = block(h, context, gates, rotary)
-    return x
 
 
 def test_the_nearer_half_is_asked_for_what_it_lacks():
