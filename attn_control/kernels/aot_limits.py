@@ -43,29 +43,13 @@ def faults(target: str, binary: Binary, *, matrix: bool = True, loop: bool = Tru
     return found
 
 
-# What falls short today: at least so much of the dense kernel's share of the loop, and of its
-# occupancy, is kept. Read from binaries of triton 3.9; a tile that is tuned takes its line out.
-DEBTS: dict[tuple[str, str, int, str], tuple[float, float]] = {
-    # The loop over cut tiles holds 5 and 28 registers too many for one program more. sm_120's would
-    # owe nothing at 64 x 128, where half as many programs fit.
-    ("sm_120", "forward", 32, "cut"): (0.95, 0.75),
-    ("sm_100", "of_keys", 32, "cut"): (0.95, 0.75),
-}
-
-
 def behind(target: str, warps: int, binary: Binary, dense: Binary) -> tuple[float, float]:
     """Share of the loop, and occupancy, over those of the yardstick at the same tile."""
     mine, its = (occupancy(target, warps, each) for each in (binary, dense))
     return binary.share / dense.share, mine / its
 
 
-def short(kept: tuple[float, float], debt: tuple[float, float] | None) -> tuple[list[str], bool]:
-    """In words, what of a kernel falls short of the yardstick, and whether it is all owed."""
-    found, owed = [], True
-    for what, ratio, bar, floor in zip(
-        ("share of the loop", "occupancy"), kept, (SHARE, 1.0), debt or (SHARE, 1.0), strict=True
-    ):
-        if ratio < bar:
-            found.append(f"{what} {ratio:.2f} of dense's")
-            owed = owed and ratio >= floor
-    return found, owed
+def short(kept: tuple[float, float], whose: str) -> list[str]:
+    """In words, what of a kernel falls short of a yardstick, which is ``whose``."""
+    parts = zip(("share of the loop", "occupancy"), kept, (SHARE, 1.0), strict=True)
+    return [f"{what} {ratio:.2f} of {whose}" for what, ratio, bar in parts if ratio < bar]

@@ -46,7 +46,7 @@ class Variant:
 
 
 # One of each kind, where a second chip or kernel would say the same again. All of them together
-# with `DIMS` on every chip are what CI has time for.
+# with `DIMS` on every chip are what CI has time for. gfx942 is beside the tutorial in float16.
 FEW = [
     *(Variant("sm_80", kernel, 128, "tf32") for kernel in WALKS),
     Variant("sm_80", "forward", 128, "fp16"),
@@ -64,6 +64,9 @@ FEW = [
     Variant("gfx942", "of_keys", 64, extra="cut"),
     Variant("gfx942", "of_queries", 64, extra="cut"),
     Variant("sm_100", "forward", 64, extra="cut"),
+    Variant("sm_120", "forward", 32, extra="cut"),
+    Variant("sm_100", "of_keys", 32, extra="cut"),
+    *(Variant("gfx942", kernel, dim, "fp16") for kernel in WALKS for dim in (64, 128)),
     Variant("sm_100", "of_keys", 64, extra="cut"),
     Variant("sm_80", "forward", 256, "fp32", "cut"),  # 16 columns, half a word of a mask's bits
     Variant("gfx942", "of_queries", 256, extra="added"),  # the same

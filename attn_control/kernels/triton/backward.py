@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from attn_control.kernels.triton.parts import (
+    both,
     entry,
     masked,
     put,
@@ -68,6 +69,7 @@ def of_queries(
     heads, group, queries, scale,
     FLIP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
     BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr, CUTS: tl.constexpr,
+    CUT_STAGES: tl.constexpr, ALIKE: tl.constexpr, TURNED: tl.constexpr,
     FAR: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr,
     K_ORDERED: tl.constexpr, BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -85,6 +87,8 @@ def of_queries(
     QOrder += batch * q_order_batch + head * q_order_head
     KOrder += batch * k_order_batch + head // group * k_order_head
     Bias += batch * bias_batch + head * bias_head
+    if ALIKE:
+        v_row = k_row
     row, column = tl.arange(0, M), tl.arange(0, N)
     inside = row < count
     queried = token(QOrder, first, row, inside, Q_ORDERED)
@@ -108,15 +112,15 @@ def of_queries(
 
     for CUT in tl.static_range(1 + CUTS):  # whole tiles, then cut ones
         begin, end = span(WholeAt, CutAt, mine, CUT)
-        for at in range(begin, end):
+        for at in tl.range(begin, end, num_stages=CUT_STAGES if CUT else None):
             key, keys, number, bit = entry(Whole, Cut, at, N, CUT)
             there = column < keys
-            k = rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR)
-            k = tile(k, there, DIM, WIDE, CUT)
-            v_at = rows(V, KOrder, key, column, there, v_row, WIDE, K_ORDERED, FAR)
+            k = rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR, TURNED)
+            k, k_turned = both(tile(k, there, DIM, WIDE, CUT, TURNED), TURNED)
+            v_at = rows(V, KOrder, key, column, there, v_row, WIDE, K_ORDERED, FAR, TURNED)
             if not CUT:  # else after the mask, whose registers it would take
-                v = tile(v_at, there, DIM, WIDE, CUT)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+                _, v_turned = both(tile(v_at, there, DIM, WIDE, CUT, TURNED), TURNED)
+            scores = tl.dot(q, k_turned, input_precision=PRECISION) * scale
             if CUT or BIAS != 0:
                 keyed = token(KOrder, key, column, there, K_ORDERED)
                 atom = keyed
@@ -130,8 +134,8 @@ def of_queries(
                 )  # fmt: skip
             weights = tl.exp2(scores - mass[:, None])
             if CUT:
-                v = tile(v_at, there, DIM, WIDE, CUT)
-            slopes = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+                _, v_turned = both(tile(v_at, there, DIM, WIDE, CUT, TURNED), TURNED)
+            slopes = tl.dot(grad, v_turned, input_precision=PRECISION)
             slopes = weights * (slopes - delta[:, None])
             sums = tl.dot(slopes.to(k.dtype), k, sums, input_precision=PRECISION)
 
@@ -156,6 +160,7 @@ def of_keys(
     heads, group, queries, scale,
     FLIP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
     BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr, CUTS: tl.constexpr,
+    CUT_STAGES: tl.constexpr, ALIKE: tl.constexpr, TURNED: tl.constexpr,
     FAR: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr,
     K_ORDERED: tl.constexpr, BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -170,6 +175,8 @@ def of_keys(
     K += batch * k_batch + kv_head * k_head
     V += batch * v_batch + kv_head * v_head
     KOrder += batch * k_order_batch + kv_head * k_order_head
+    if ALIKE:
+        grad_row = q_row
     row, column = tl.arange(0, M), tl.arange(0, N)
     inside = row < count
     keyed = token(KOrder, first, row, inside, K_ORDERED)
@@ -201,12 +208,12 @@ def of_keys(
 
         for CUT in tl.static_range(1 + CUTS):  # whole tiles, then cut ones
             begin, end = span(WholeAt, CutAt, mine, CUT)
-            for at in range(begin, end):
+            for at in tl.range(begin, end, num_stages=CUT_STAGES if CUT else None):
                 query, some, number, bit = entry(Whole, Cut, at, N, CUT)
                 there = column < some
-                q = rows(q_of, order, query, column, there, q_row, WIDE, Q_ORDERED, FAR)
-                q = tile(q, there, DIM, WIDE, CUT)
-                scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+                q = rows(q_of, order, query, column, there, q_row, WIDE, Q_ORDERED, FAR, TURNED)
+                q, q_turned = both(tile(q, there, DIM, WIDE, CUT, TURNED), TURNED)
+                scores = tl.dot(k, q_turned, input_precision=PRECISION) * scale
                 if CUT or BIAS != 0:
                     queried = token(order, query, column, there, Q_ORDERED)
                     low, high = queried, queried

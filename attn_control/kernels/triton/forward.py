@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from attn_control.kernels.triton.parts import (
+    both,
     entry,
     masked,
     put,
@@ -35,6 +36,7 @@ def forward(
     Onto, OntoLse, U, onto_batch, onto_head, onto_row, u_batch, u_head, u_row,
     FLIP: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
     BLOCK: tl.constexpr, WORDS: tl.constexpr, PIECES: tl.constexpr, CUTS: tl.constexpr,
+    CUT_STAGES: tl.constexpr, ALIKE: tl.constexpr, TURNED: tl.constexpr,
     FAR: tl.constexpr, M: tl.constexpr, N: tl.constexpr, Q_ORDERED: tl.constexpr,
     K_ORDERED: tl.constexpr, BIAS: tl.constexpr, GROUPS: tl.constexpr, PRECISION: tl.constexpr,
     ONTO: tl.constexpr, SOFTEN: tl.constexpr,
@@ -57,6 +59,8 @@ def forward(
     QOrder += batch * q_order_batch + head * q_order_head
     KOrder += batch * k_order_batch + head // group * k_order_head
     Bias += batch * bias_batch + head * bias_head
+    if ALIKE:
+        v_row = k_row
     row, column = tl.arange(0, M), tl.arange(0, N)
     inside = row < count
     q = tile(
@@ -87,12 +91,12 @@ def forward(
 
     for CUT in tl.static_range(1 + CUTS):  # whole tiles, then cut ones
         begin, end = span(WholeAt, CutAt, mine, CUT)
-        for at in range(begin, end):
+        for at in tl.range(begin, end, num_stages=CUT_STAGES if CUT else None):
             key, keys, number, bit = entry(Whole, Cut, at, N, CUT)
             there = column < keys
-            k = rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR)
-            k = tile(k, there, DIM, WIDE, CUT)
-            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+            k = rows(K, KOrder, key, column, there, k_row, WIDE, K_ORDERED, FAR, TURNED)
+            _, k_turned = both(tile(k, there, DIM, WIDE, CUT, TURNED), TURNED)
+            scores = tl.dot(q, k_turned, input_precision=PRECISION)
             factor = scale
             if BIAS != 0:
                 scores *= scale
@@ -119,6 +123,12 @@ def forward(
             sums = tl.dot(weights.to(v.dtype), v, sums, input_precision=PRECISION)
             top = above
 
+    batch, head, _, _, first, count = whose(
+        Order, Bounds, length, blocks, list_heads, spread, list_batch_stride, list_head_stride,
+        PIECES, M, True,
+    )  # fmt: skip
+    inside = row < count
+    queried = token(QOrder, first, row, inside, Q_ORDERED)
     some = total > 0
     out = sums / tl.where(some, total, 1.0)[:, None]
     lse = (top + tl.log2(tl.where(some, total, 1.0))) * 0.6931471805599453

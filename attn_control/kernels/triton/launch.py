@@ -202,6 +202,10 @@ def arguments(
         "PIECES": walk.pieces,
         # A kernel of its own for masks of whole tiles: the loop over cut ones costs it registers.
         "CUTS": int(len(lists.cut) > 0),
+        "CUT_STAGES": tile.cut_stages or None,  # None: as many as num_stages
+        # Of the two tensors that the loop reads: then their rows' offsets are computed once.
+        "ALIKE": len({x.stride(-2) for x in ((q, strided[0]) if by_keys else (k, v))}) == 1,
+        "TURNED": bool(tile.turned),  # an operator hands it over as a number
         "FAR": any(far(x) for x in (q, k, v, *strided)),
         "M": tile.m,
         "N": tile.n,
@@ -216,9 +220,10 @@ def arguments(
         # A multiply and an add are one: triton 3.10 no longer takes that for granted.
         "enable_fp_fusion": True,
     }
-    if tile.registers and all(x is None for x in (*extras, *(epilogue or ()))):
+    cap = tile.cut_registers if constants["CUTS"] and tile.cut_registers else tile.registers
+    if cap and all(x is None for x in (*extras, *(epilogue or ()))):
         # What extras hold beside comes on top: under the cap of the plain kernel they would spill.
-        constants["maxnreg"] = tile.registers
+        constants["maxnreg"] = cap
     if epilogue is not None:
         args += tuple(stand_in if x is None else x for x in epilogue)
         args += *broadcast(epilogue.onto, 3), *broadcast(epilogue.u, 3)

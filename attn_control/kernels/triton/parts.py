@@ -9,23 +9,25 @@ import triton.language as tl
 @triton.jit
 def whose(
     Order, Bounds, length, blocks, list_heads, spread, batch_stride, head_stride,
-    PIECES: tl.constexpr, M: tl.constexpr,
+    PIECES: tl.constexpr, M: tl.constexpr, AGAIN: tl.constexpr = False,
 ):  # fmt: skip
     """Of a program: batch row, head, its row of the lists, its first row within the block, its
     first token, and how many there are from there, none or less if the block is short.
 
     The order goes over the mask's lists; where a mask is shared, it is gone through once for each
     that shares it: ``spread`` heads, and then the batch rows.
+
+    AGAIN: read anew, after a loop that would have to hold it in registers otherwise.
     """
     program = tl.program_id(0)
     piece = program % PIECES * M
     turn = program // PIECES // length
-    row = tl.load(Order + program // PIECES % length)
+    row = tl.load(Order + program // PIECES % length, volatile=AGAIN)
     owner, block = row // blocks, row % blocks
     batch = (owner // list_heads + turn // spread).to(tl.int64)
     head = (owner % list_heads + turn % spread).to(tl.int64)
-    first = tl.load(Bounds + block) + piece
-    count = tl.load(Bounds + block + 1) - first
+    first = tl.load(Bounds + block, volatile=AGAIN) + piece
+    count = tl.load(Bounds + block + 1, volatile=AGAIN) - first
     return batch, head, batch * batch_stride + head * head_stride + block, piece, first, count
 
 
@@ -39,40 +41,65 @@ def token(Order, first, offsets, inside, ORDERED: tl.constexpr):
 
 
 @triton.jit
+def down(x, TURNED: tl.constexpr):
+    """A number of each row as a column of the tile or, TURNED, as a row."""
+    return x[None, :] if TURNED else x[:, None]
+
+
+@triton.jit
+def across(x, TURNED: tl.constexpr):
+    """A number of each feature, the other way."""
+    return x[:, None] if TURNED else x[None, :]
+
+
+@triton.jit
 def rows(
     Base, Order, first, offsets, inside, stride, WIDE: tl.constexpr, ORDERED: tl.constexpr,
-    FAR: tl.constexpr,
+    FAR: tl.constexpr, TURNED: tl.constexpr = False,
 ):  # fmt: skip
     """Pointers (rows, WIDE) to the features of the tokens at ``first + offsets``. Unless FAR they
-    are 32 bits from Base: addresses then take a third of the instructions in a loop.
+    are 32 bits from Base: addresses then take a third of the instructions in a loop. TURNED: (WIDE,
+    rows).
     """
-    d = tl.arange(0, WIDE)[None, :]
+    d = across(tl.arange(0, WIDE), TURNED)
     if ORDERED:
         at = token(Order, first, offsets, inside, ORDERED)
         if FAR:
             at = at.to(tl.int64)
-        return Base + (at[:, None] * stride + d)
+        return Base + (down(at * stride, TURNED) + d)
     else:
         # What no loop changes in brackets of its own.
         if FAR:
             first = first.to(tl.int64)
-        return Base + (first * stride + ((offsets * stride)[:, None] + d))
+        return Base + (first * stride + (down(offsets * stride, TURNED) + d))
 
 
 @triton.jit
-def tile(pointers, inside, DIM: tl.constexpr, WIDE: tl.constexpr, CUT: tl.constexpr):
-    """(rows, WIDE): the rows' features, 0 past DIM and, if CUT, where not inside."""
-    d = tl.arange(0, WIDE)
+def tile(
+    pointers, inside, DIM: tl.constexpr, WIDE: tl.constexpr, CUT: tl.constexpr,
+    TURNED: tl.constexpr = False,
+):  # fmt: skip
+    """The rows' features as `rows` points at them, 0 past DIM and, if CUT, where not inside."""
+    known = across(tl.arange(0, WIDE) < DIM, TURNED)
     if CUT:
         if DIM == WIDE:
-            return tl.load(pointers, mask=inside[:, None], other=0.0)
+            return tl.load(pointers, mask=down(inside, TURNED), other=0.0)
         else:
-            return tl.load(pointers, mask=inside[:, None] & (d < DIM)[None, :], other=0.0)
+            return tl.load(pointers, mask=down(inside, TURNED) & known, other=0.0)
     else:
         if DIM == WIDE:
             return tl.load(pointers)
         else:
-            return tl.load(pointers, mask=(d < DIM)[None, :], other=0.0)
+            return tl.load(pointers, mask=known, other=0.0)
+
+
+@triton.jit
+def both(x, TURNED: tl.constexpr):
+    """(rows, WIDE) and (WIDE, rows) of a tile that was loaded as one of them."""
+    if TURNED:
+        return tl.trans(x), x
+    else:
+        return x, tl.trans(x)
 
 
 @triton.jit

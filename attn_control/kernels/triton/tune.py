@@ -15,6 +15,12 @@ BIASED = 32
 class Tile(NamedTuple):
     """m: rows of a program; n: columns a step; warps; stages: loads in flight; registers: the most
     that a thread may take, 0 for as many as there are (NVIDIA's alone).
+
+    cut_stages, cut_registers: the same of the loop over cut tiles, and of a kernel that has it, 0
+    for the same number: a mask's bits take registers, too.
+
+    turned: the loop loads features by tokens, not tokens by features, where the product wants them
+    so: AMD's compiler then reads them back by pairs.
     """
 
     m: int
@@ -22,6 +28,9 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     registers: int = 0
+    cut_stages: int = 0
+    cut_registers: int = 0
+    turned: bool = False
 
 
 class Tiles(NamedTuple):
@@ -41,14 +50,16 @@ def wide(dim: int) -> int:
 # that spill nothing and keep up with dense (`python -m attn_control.kernels.aot`), none timed yet.
 REGISTERS = {
     32: Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2, 128), Tile(128, 64, 8, 2)),
-    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 168), Tile(64, 32, 8, 2)),
+    64: Tiles(
+        Tile(128, 64, 8, 3, 128, cut_registers=255), Tile(64, 32, 4, 2, 168), Tile(64, 32, 8, 2)
+    ),
     128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2, 144), Tile(64, 32, 8, 2)),
     256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 2)),
 }
 # With the shared memory for one program more, if registers allow it.
 A100 = {
     32: Tiles(Tile(128, 32, 8, 2, 80), Tile(64, 64, 4, 2, 128), Tile(128, 32, 8, 2, 128)),
-    64: Tiles(Tile(128, 64, 8, 3), Tile(64, 32, 4, 2, 128), Tile(64, 32, 4, 2, 168)),
+    64: REGISTERS[64]._replace(of_queries=Tile(64, 32, 4, 2, 128), of_keys=Tile(64, 32, 4, 2, 168)),
     128: REGISTERS[128]._replace(of_queries=Tile(64, 32, 8, 2, 128)),
     256: REGISTERS[256]._replace(of_queries=Tile(32, 32, 4, 1)),
 }
@@ -66,7 +77,7 @@ HOPPER = {
     256: Tiles(Tile(64, 64, 8, 2), Tile(32, 64, 8, 1), Tile(32, 32, 8, 2)),
 }
 BLACKWELL = {
-    32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
+    32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2, cut_stages=1)),
     64: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2, 168)),
     128: Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
     256: REGISTERS[256]._replace(of_queries=Tile(64, 32, 8, 1)),
@@ -75,7 +86,9 @@ BLACKWELL = {
 AMD = {
     32: Tiles(Tile(128, 32, 8, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
     64: Tiles(Tile(128, 64, 8, 1), Tile(64, 64, 4, 1), Tile(128, 32, 8, 1)),
-    128: Tiles(Tile(128, 64, 8, 1), Tile(64, 32, 8, 1), Tile(64, 32, 8, 1)),
+    128: Tiles(
+        *(Tile(128, 64, 8, 1), Tile(64, 32, 8, 1, turned=True), Tile(64, 32, 8, 1, turned=True))
+    ),
     256: Tiles(Tile(64, 32, 8, 1), Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
 }
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from attn_control.kernels import aot
-from attn_control.kernels.aot_limits import DEBTS
-from attn_control.kernels.aot_variants import EXTRAS, KERNELS, chosen
+from attn_control.kernels.aot_tutorial import FIGURES, Figure, known
+from attn_control.kernels.aot_variants import EXTRAS, KERNELS, WALKS, chosen
 from attn_control.kernels.chips import CHIPS
+from attn_control.kernels.triton.tune import Tile, Tiles, tiles
 
 compiles = [
     pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
@@ -57,7 +58,6 @@ def test_cut_tiles_of_half_a_word_compile(kernel):
 def test_a_kernel_made_to_spill_fails(monkeypatch, capsys):
     """Four warps for a tile that takes eight."""
     from attn_control.kernels import aot_compile
-    from attn_control.kernels.triton.tune import Tile, Tiles
 
     crowded = Tiles(*[Tile(128, 64, 4, 2)] * 3)
     monkeypatch.setattr(aot_compile, "tiles", lambda *_: crowded)
@@ -80,7 +80,6 @@ def test_a_kernel_without_its_matrix_instructions_fails(monkeypatch, capsys, tmp
     """Ours, word for word, but for the products."""
     from attn_control.kernels import aot_compile
     from attn_control.kernels.triton import forward
-    from attn_control.kernels.triton.tune import Tile, Tiles
 
     source = Path(forward.__file__).read_text()
     assert source.count("tl.dot(") >= 2
@@ -120,7 +119,6 @@ def test_instructions_of_a_loop_by_hand():
     """
     from attn_control.kernels import aot_compile as make
     from attn_control.kernels.aot_binary import read
-    from attn_control.kernels.triton.tune import Tile
 
     tile = Tile(64, 32, 4, 2)
     args = make.launch_dense("forward", make.Shape(dim=64), tile)
@@ -162,14 +160,69 @@ def test_falling_behind_the_yardstick():
     # 128 registers: four programs of 4 warps, 16 of 64; 136: three.
     kept = aot.behind("sm_80", 4, Stub(136, share=0.18), dense)
     assert kept == pytest.approx((0.9, 0.75))
+    assert aot.short((0.951, 1.0), "dense's") == []
+    assert aot.short((0.949, 1.0), "dense's") == ["share of the loop 0.95 of dense's"]
     lags = ["share of the loop 0.90 of dense's", "occupancy 0.75 of dense's"]
-    assert aot.short((0.951, 1.0), None) == ([], True)
-    assert aot.short(kept, None) == (lags, False)
-    # What is owed may be owed, and no more than that.
-    assert aot.short(kept, (0.89, 0.75)) == (lags, True)
-    assert aot.short(kept, (0.95, 0.75)) == (lags, False)
-    assert aot.short(kept, (0.89, 0.8)) == (lags, False)
-    assert all(0.5 <= share and 0.3 <= held for share, held in DEBTS.values())
+    assert aot.short(kept, "dense's") == lags
+
+
+def test_falling_behind_the_tutorial(monkeypatch):
+    variant = aot.Variant("sm_80", "forward", 64)
+    tile = Tile(64, 32, 4, 2, 128)
+    figure = Figure((64, 32, 4, 2), 128, 0, 1024, 20, 100)
+    monkeypatch.setitem(FIGURES, ("sm_80", "forward", 64), figure)
+    assert aot.beside_tutorial(variant, tile, Stub(share=0.191)) == (figure, [])
+    assert aot.beside_tutorial(variant, tile, Stub(136, share=0.18))[1] == [
+        "share of the loop 0.90 of the tutorial's",
+        "occupancy 0.75 of the tutorial's",
+    ]
+    # Its warps are no yardstick where it spills to have them; its share is.
+    monkeypatch.setitem(FIGURES, ("sm_80", "forward", 64), figure._replace(spilled=8))
+    assert aot.beside_tutorial(variant, tile, Stub(136, share=0.18))[1] == [
+        "share of the loop 0.90 of the tutorial's"
+    ]
+    found = aot.beside_tutorial(variant, tile._replace(n=64), Stub())
+    assert found == (None, ["the tutorial was compiled at another tile, (64, 32, 4, 2)"])
+
+
+def test_the_tutorial_is_known_at_the_tiles_that_ours_have():
+    assert set(FIGURES) == {(t, k, d) for t in CHIPS for k in WALKS for d in (64, 128)}
+    for (target, kernel, dim), figure in FIGURES.items():
+        assert getattr(tiles(dim, True, target), kernel)[:4] == figure.tile
+    alike = [known(aot.Variant("sm_90", "forward", 64, dtype)) for dtype in ("bf16", "fp16")]
+    assert alike == [FIGURES["sm_90", "forward", 64]] * 2
+    for other in (dict(dtype="tf32"), dict(extra="cut"), dict(dim=32), dict(target="gfx942")):
+        asked = dict(target="sm_90", kernel="forward", dim=64) | other
+        assert known(aot.Variant(**asked)) is None
+    assert known(aot.Variant("gfx942", "forward", 64, "fp16")) is not None
+
+
+@compiling
+def test_fewer_stages_of_the_loop_over_cut_tiles_make_room(monkeypatch):
+    """For a program more on a multiprocessor, beside which the dense kernel's count."""
+    from attn_control.kernels import aot_compile
+
+    variant = aot.Variant("sm_100", "of_keys", 32, extra="cut")
+    fewer = tiles(32, True, "sm_100").of_keys
+    assert fewer.cut_stages == 1 < fewer.stages
+    assert aot.measure(variant).found == ()
+    same = fewer._replace(cut_stages=0)
+    monkeypatch.setattr(aot_compile, "tiles", lambda *_: Tiles(same, same, same))
+    assert aot.measure(variant).found == ("occupancy 0.75 of dense's",)
+
+
+@compiling
+def test_turned_loads_take_fewer_instructions_on_amd(monkeypatch):
+    from attn_control.kernels import aot_compile
+
+    variant = aot.Variant("gfx942", "of_queries", 128, "fp16")
+    turned = tiles(128, True, "gfx942").of_queries
+    assert turned.turned
+    loops = []
+    for tile in (turned, turned._replace(turned=False)):
+        monkeypatch.setattr(aot_compile, "tiles", lambda *_, x=tile: Tiles(x, x, x))
+        loops.append(aot.measure(variant).binary.loop)
+    assert loops[0] < 0.95 * loops[1]
 
 
 def test_what_is_compiled():

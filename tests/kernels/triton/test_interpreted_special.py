@@ -8,18 +8,20 @@ import pytest
 import torch
 from attend_oracle import Case, blocks_of, case, softmax, worst
 
-from attn_control.kernels.triton import launch
+from attn_control.kernels.triton import launch, prepare
 from attn_control.kernels.triton.launch import Extras, Walk, arguments
 from attn_control.kernels.triton.lists import lower
 from attn_control.kernels.triton.op import walks
 from attn_control.kernels.triton.prepare import everything, prepared
 from attn_control.kernels.triton.run import attend_triton
-from attn_control.kernels.triton.tune import Tile
+from attn_control.kernels.triton.tune import Tile, Tiles, tiles
 
 
-def constants(x, width=32):
-    walk = Walk(lower(x.plan, width), 1, 1, Tile(32, width, 4, 1))
-    return arguments(walk, Extras(), x.q, x.k, x.v, (x.q,), (x.q,), 1.0)[2]
+def constants(x, tile=None, v=None, by_keys=False):
+    tile = tile or Tile(32, 32, 4, 1)
+    walk = Walk(lower(x.plan, tile.n), 1, 1, tile)
+    v = x.v if v is None else v
+    return arguments(walk, Extras(), x.q, x.k, v, (x.q,), (v,), 1.0, by_keys=by_keys)[2]
 
 
 def of_whole_blocks(keys):
@@ -110,3 +112,51 @@ def test_beside_a_model_s_mask_steps_are_narrower():
     scores = 0.25 * half[0].double() @ half[1].double().mT + mask.double()
     want = scores.softmax(-1) @ half[2].double()
     assert worst(out, want) <= 2e-3
+
+
+def test_what_a_tile_says_of_kernels_with_cut_tiles():
+    tile = Tile(32, 32, 4, 2, 128, cut_stages=1, cut_registers=168)
+    whole, cut = (constants(of_whole_blocks(keys), tile) for keys in (128, 120))
+    assert (whole["CUTS"], whole["maxnreg"]) == (0, 128) and (cut["CUTS"], cut["maxnreg"]) == (
+        1,
+        168,
+    )
+    assert cut["CUT_STAGES"] == 1 and cut["num_stages"] == 2
+    same = constants(of_whole_blocks(120), tile._replace(cut_stages=0, cut_registers=0))
+    assert same["CUT_STAGES"] is None and same["maxnreg"] == 128
+
+
+def errors(x, v):
+    """Output, lse and gradients beside those of a softmax in float64: the largest errors."""
+    inputs = [t.detach().requires_grad_() for t in (x.q, x.k, v)]
+    twins = [t.detach().double().requires_grad_() for t in inputs]
+    out, lse = attend_triton(*inputs, x.plan, None, 0.25)
+    expected, mass = softmax(*twins, x.dense, 0.25)
+    way = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
+    found = torch.autograd.grad((out * way).sum(), inputs)
+    truth = torch.autograd.grad((expected * way).sum(), twins)
+    pairs = zip((out, lse, *found), (expected, mass, *truth), strict=True)
+    return [worst(a, b) / max(1.0, b[b.isfinite()].abs().max()) for a, b in pairs]
+
+
+@pytest.mark.parametrize("dim", [16, 24])
+def test_loads_that_are_turned_read_the_same(dim, monkeypatch):
+    """Features by tokens, in all three kernels; with dim 24 some are not there."""
+    turned = tuple(tile._replace(turned=True) for tile in tiles(dim, False, "sm_80"))
+    monkeypatch.setattr(prepare, "tiles", lambda *_: Tiles(*turned))
+    x = case(5, q_regions=(70,), k_regions=(90,), dim=dim)
+    made = prepared(x.plan, x.q, x.q.shape[1] // x.k.shape[1], needs_grad=True)
+    for walk in walks(made.lists, made.numbers):
+        assert constants(x, walk.tile)["TURNED"] is True
+    assert max(errors(x, x.v)) <= 5e-6
+
+
+def test_rows_of_keys_and_of_values_may_be_strided_apart():
+    """Where they are not, one row's offset serves both."""
+    x = case(6, q_regions=(70,), k_regions=(90,), dim=16)
+    wide = torch.full((*x.v.shape[:-1], 40), float("nan"))
+    wide[..., 8:24] = x.v
+    apart = wide[..., 8:24]
+    assert constants(x)["ALIKE"] and not constants(x, v=apart)["ALIKE"]
+    assert constants(x, by_keys=True)["ALIKE"] and not constants(x, v=apart, by_keys=True)["ALIKE"]
+    assert max(errors(x, apart)) <= 5e-6
