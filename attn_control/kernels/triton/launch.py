@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attn_control.kernels.triton import backward, forward
 from attn_control.kernels.triton.lists import Lists
-from attn_control.kernels.triton.tune import Tile, wide
+from attn_control.kernels.triton.tune import MOST, Tile, wide
 
 
 class Walk(NamedTuple):
@@ -220,10 +220,11 @@ def arguments(
         # A multiply and an add are one: triton 3.10 no longer takes that for granted.
         "enable_fp_fusion": True,
     }
-    cap = tile.cut_registers if constants["CUTS"] and tile.cut_registers else tile.registers
-    if cap and all(x is None for x in (*extras, *(epilogue or ()))):
+    if tile.registers:
+        cap = tile.cut_registers if constants["CUTS"] and tile.cut_registers else tile.registers
         # What extras hold beside comes on top: under the cap of the plain kernel they would spill.
-        constants["maxnreg"] = cap
+        plain = all(x is None for x in (*extras, *(epilogue or ())))
+        constants["maxnreg"] = cap if plain else MOST
     if epilogue is not None:
         args += tuple(stand_in if x is None else x for x in epilogue)
         args += *broadcast(epilogue.onto, 3), *broadcast(epilogue.u, 3)

@@ -6,15 +6,16 @@ from typing import NamedTuple
 
 SMALLEST = 16
 """Rows, columns or features that tl.dot takes at least."""
-
-
 BIASED = 32
 """Columns a step at most beside a mask of the model's own, whose piece a program holds, too."""
+MOST = 255
+"""Registers that a thread of NVIDIA's may have."""
 
 
 class Tile(NamedTuple):
     """m: rows of a program; n: columns a step; warps; stages: loads in flight; registers: the most
-    that a thread may take, 0 for as many as there are (NVIDIA's alone).
+    that a thread may take (NVIDIA's alone), 0 for what the assembler finds best: it may settle for
+    few, and spill, where `MOST` would not.
 
     cut_stages, cut_registers: the same of the loop over cut tiles, and of a kernel that has it, 0
     for the same number: a mask's bits take registers, too.
@@ -49,12 +50,14 @@ def wide(dim: int) -> int:
 # By what the matrix unit reads its operands from, and by the features held: the largest tiles
 # that spill nothing and keep up with dense (`python -m attn_control.kernels.aot`), none timed yet.
 REGISTERS = {
-    32: Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2, 128), Tile(128, 64, 8, 2)),
+    32: Tiles(Tile(128, 64, 8, 3), Tile(64, 64, 4, 2, 128, cut_registers=120), Tile(128, 64, 8, 2)),
     64: Tiles(
-        Tile(128, 64, 8, 3, 128, cut_registers=255), Tile(64, 32, 4, 2, 168), Tile(64, 32, 8, 2)
+        Tile(128, 64, 8, 3, 128, cut_registers=MOST),
+        Tile(64, 32, 4, 2, 168),
+        Tile(64, 32, 8, 2, MOST),
     ),
     128: Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2, 144), Tile(64, 32, 8, 2)),
-    256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 2)),
+    256: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1, 136), Tile(32, 32, 8, 2)),
 }
 # With the shared memory for one program more, if registers allow it.
 A100 = {
@@ -96,7 +99,7 @@ AMD = {
 WHOLE = {
     32: Tiles(Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
     64: Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 4, 1), Tile(32, 32, 8, 1)),
-    128: Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1, 128), Tile(32, 32, 8, 1)),
+    128: Tiles(Tile(32, 32, 8, 1), Tile(32, 32, 8, 1, 128), Tile(32, 32, 8, 1, MOST)),
     256: Tiles(Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 8, 1, 128)),
 }
 AMD_WHOLE = {

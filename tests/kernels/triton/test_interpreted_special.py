@@ -17,11 +17,11 @@ from attn_control.kernels.triton.run import attend_triton
 from attn_control.kernels.triton.tune import Tile, Tiles, tiles
 
 
-def constants(x, tile=None, v=None, by_keys=False):
+def constants(x, tile=None, v=None, by_keys=False, **extras):
     tile = tile or Tile(32, 32, 4, 1)
     walk = Walk(lower(x.plan, tile.n), 1, 1, tile)
     v = x.v if v is None else v
-    return arguments(walk, Extras(), x.q, x.k, v, (x.q,), (v,), 1.0, by_keys=by_keys)[2]
+    return arguments(walk, Extras(**extras), x.q, x.k, v, (x.q,), (v,), 1.0, by_keys=by_keys)[2]
 
 
 def of_whole_blocks(keys):
@@ -124,6 +124,11 @@ def test_what_a_tile_says_of_kernels_with_cut_tiles():
     assert cut["CUT_STAGES"] == 1 and cut["num_stages"] == 2
     same = constants(of_whole_blocks(120), tile._replace(cut_stages=0, cut_registers=0))
     assert same["CUT_STAGES"] is None and same["maxnreg"] == 128
+    order = torch.arange(120, dtype=torch.int32).expand(1, 1, -1)
+    assert constants(of_whole_blocks(120), tile, k_order=order)["maxnreg"] == 255
+    free = tile._replace(registers=0, cut_registers=0)
+    for given in ({}, {"k_order": order}):
+        assert "maxnreg" not in constants(of_whole_blocks(120), free, **given)
 
 
 def errors(x, v):
