@@ -205,7 +205,6 @@ def arguments(
         "CUT_STAGES": tile.cut_stages or None,  # None: as many as num_stages
         # Of the two tensors that the loop reads: then their rows' offsets are computed once.
         "ALIKE": len({x.stride(-2) for x in ((q, strided[0]) if by_keys else (k, v))}) == 1,
-        "TURNED": bool(tile.turned),  # an operator hands it over as a number
         "FAR": any(far(x) for x in (q, k, v, *strided)),
         "M": tile.m,
         "N": tile.n,
@@ -220,10 +219,11 @@ def arguments(
         # A multiply and an add are one: triton 3.10 no longer takes that for granted.
         "enable_fp_fusion": True,
     }
+    # What extras hold beside comes on top: under the plain kernel's cap, or turned, they spill.
+    plain = all(x is None for x in (*extras, *(epilogue or ())))
+    constants["TURNED"] = bool(tile.turned) and plain and not constants["CUTS"]
     if tile.registers:
         cap = tile.cut_registers if constants["CUTS"] and tile.cut_registers else tile.registers
-        # What extras hold beside comes on top: under the cap of the plain kernel they would spill.
-        plain = all(x is None for x in (*extras, *(epilogue or ())))
         constants["maxnreg"] = cap if plain else MOST
     if epilogue is not None:
         args += tuple(stand_in if x is None else x for x in epilogue)

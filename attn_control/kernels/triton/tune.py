@@ -20,8 +20,8 @@ class Tile(NamedTuple):
     cut_stages, cut_registers: the same of the loop over cut tiles, and of a kernel that has it, 0
     for the same number: a mask's bits take registers, too.
 
-    turned: the loop loads features by tokens, not tokens by features, where the product wants them
-    so: AMD's compiler then reads them back by pairs.
+    turned: a loop over whole tiles alone loads features by tokens, not tokens by features, where
+    the product wants them so: AMD's compiler then reads them back by pairs.
     """
 
     m: int
@@ -68,9 +68,9 @@ A100 = {
 }
 # The same, but that code for sm_120 comes out with more registers.
 CONSUMER_BLACKWELL = {
-    32: Tiles(Tile(64, 64, 4, 2), Tile(128, 32, 8, 2), Tile(128, 64, 8, 2)),
+    32: Tiles(Tile(64, 64, 4, 2, 120, cut_registers=127), Tile(128, 32, 8, 2), Tile(128, 64, 8, 2)),
     64: Tiles(Tile(128, 32, 8, 2, 128), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
-    128: Tiles(Tile(64, 32, 4, 1), Tile(128, 32, 8, 2), Tile(64, 32, 8, 2)),
+    128: Tiles(Tile(64, 32, 4, 1, 168), Tile(128, 32, 8, 2), Tile(64, 32, 8, 2)),
     256: REGISTERS[256]._replace(of_queries=Tile(32, 32, 16, 1)),
 }
 HOPPER = {
@@ -81,7 +81,7 @@ HOPPER = {
 }
 BLACKWELL = {
     32: Tiles(Tile(128, 64, 8, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2, cut_stages=1)),
-    64: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2, 168)),
+    64: Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(64, 64, 4, 2, 168)),
     128: Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(128, 64, 8, 2)),
     256: REGISTERS[256]._replace(of_queries=Tile(64, 32, 8, 1)),
 }

@@ -24,9 +24,9 @@ def constants(x, tile=None, v=None, by_keys=False, **extras):
     return arguments(walk, Extras(**extras), x.q, x.k, v, (x.q,), (v,), 1.0, by_keys=by_keys)[2]
 
 
-def of_whole_blocks(keys):
+def of_whole_blocks(keys, dim=16):
     """A case whose blocks of 32 are on or off as a whole; one row of blocks is empty."""
-    x = case(1, block=(32, 32), q_regions=(96,), k_regions=(keys,), batch=1)
+    x = case(1, block=(32, 32), q_regions=(96,), k_regions=(keys,), batch=1, dim=dim)
     table = torch.rand(1, 2, 3, -(-keys // 32), generator=torch.Generator().manual_seed(2)) < 0.6
     table[:, :, 1] = False
     dense = table.repeat_interleave(32, 2).repeat_interleave(32, 3)[..., :keys]
@@ -149,10 +149,13 @@ def test_loads_that_are_turned_read_the_same(dim, monkeypatch):
     """Features by tokens, in all three kernels; with dim 24 some are not there."""
     turned = tuple(tile._replace(turned=True) for tile in tiles(dim, False, "sm_80"))
     monkeypatch.setattr(prepare, "tiles", lambda *_: Tiles(*turned))
-    x = case(5, q_regions=(70,), k_regions=(90,), dim=dim)
+    x = of_whole_blocks(128, dim)
     made = prepared(x.plan, x.q, x.q.shape[1] // x.k.shape[1], needs_grad=True)
+    order = torch.arange(128, dtype=torch.int32).expand(1, 1, -1)
     for walk in walks(made.lists, made.numbers):
         assert constants(x, walk.tile)["TURNED"] is True
+        assert not constants(x, walk.tile, k_order=order)["TURNED"]
+        assert not constants(of_whole_blocks(120, dim), walk.tile)["TURNED"]
     assert max(errors(x, x.v)) <= 5e-6
 
 
