@@ -287,7 +287,7 @@ def _share(masses: list[float]) -> float:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     cli = argparse.ArgumentParser(prog="python -m attn_control.eval.mass", description=__doc__)
-    cli.add_argument("name", choices=zoo.KNOWN)
+    cli.add_argument("name", choices=zoo.NAMES)
     cli.add_argument("--prompts", type=int, default=4, help="of the fixed ones, spread evenly")
     cli.add_argument("--steps", type=int, help="of the sampler (default: the model's own)")
     cli.add_argument("--at", type=int, nargs="+", help="steps to measure (default: three, spread)")

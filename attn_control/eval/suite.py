@@ -242,7 +242,7 @@ def model_of(measurement: Measurement) -> str | None:
     """The zoo model whose prompts a measurement runs on, as its job says; None for no such."""
     prompts = measurement.job.get("prompts")
     name = prompts.get("zoo") if isinstance(prompts, dict) else None
-    return name if name in zoo.KNOWN else None
+    return name if name in zoo.NAMES else None
 
 
 def _check_group(group: Where, each: Measurement, source: YamlFile, at: KeyPath) -> None:

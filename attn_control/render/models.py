@@ -46,7 +46,7 @@ def choose_model(spec: ModelSpec, base: Path | None = None) -> ModelChoice:
 
     device = choose_device(spec.device)
     name = spec.name
-    if name in zoo.KNOWN:
+    if name in zoo.NAMES:
         if spec.revision is not None:
             raise AttnControlError(
                 f"model.revision {spec.revision!r}: the built-in model {name!r} has none"

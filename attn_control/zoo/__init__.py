@@ -2,7 +2,7 @@
 
 >>> from attn_control import zoo
 >>> zoo.NAMES
-('shapes-sd3', 'shapes-sd15', 'shapes-flux')
+('shapes-sd3', 'shapes-sd15', 'shapes-flux', 'shapes-wan')
 >>> zoo.is_scorable("shapes-sd3", "a red circle left of a blue square")
 True
 """
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from attn_control.zoo.textures import TexturedSpec
     from attn_control.zoo.video_scorer import VideoScore
     from attn_control.zoo.videos import VideoSpec
-
-# What ships. The other models with defaults can be trained, and loaded from ATTN_CONTROL_ZOO_DIR.
-NAMES: tuple[str, ...] = ("shapes-sd3", "shapes-sd15", "shapes-flux")
 
 _SIDE = {"height": 128, "width": 128}
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -53,7 +50,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "max_sequence_length": 24,
     },
 }
-KNOWN = tuple(_DEFAULTS)
+NAMES = tuple(_DEFAULTS)
 _VERDICTS = {
     "shapes-flux": ("right", "present", "bound", "relation", "background", "texture"),
     "shapes-wan": ("right", "frames", "direction", "crossing", "background"),

@@ -99,10 +99,8 @@ def served(tmp_path_factory, toys):
         return lambda model, **how: models[model] if model in models else real(model, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        names = dict.fromkeys([*zoo.NAMES, "shapes-wan", "shapes-flux"])
         paths = {"shapes-wan": folder, "shapes-flux": toys / "shapes-flux"}
         starts = {"shapes-wan": start, "shapes-flux": flux}
-        patch.setattr(zoo, "NAMES", tuple(names))
         patch.setattr(zoo, "path", instead("path", paths))
         patch.setattr(zoo, "load", instead("load", {"shapes-wan": wan}))
         patch.setattr(zoo, "defaults", instead("defaults", starts))

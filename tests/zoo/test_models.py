@@ -56,7 +56,7 @@ def test_what_is_scorable():
         assert zoo.is_scorable(name, caption) and not zoo.is_scorable("shapes-sd15", caption)
 
 
-@pytest.mark.parametrize("name", zoo.KNOWN)
+@pytest.mark.parametrize("name", zoo.NAMES)
 def test_the_truth_scores_right_and_another_truth_does_not(name):
     rows = zoo.load_prompts(name)[::40]
     textures = [(row.get("reference") or {}).get("texture") for row in rows]
