@@ -53,8 +53,8 @@ COLUMNS = {
 @dataclass(frozen=True)
 class Row:
     """One compiled variant. dense: the yardstick's binary, of plain variants; tutorial: what is
-    known of the published kernel at this tile; model: what bounds
-    the loop, and its time at `DENSITY` over dense attention's, both by datasheet. found: faults.
+    known of the published kernel at this tile; model: what bounds the loop, and its time at
+    `DENSITY` over dense attention's, both by datasheet. found: faults.
     """
 
     variant: Variant
@@ -109,7 +109,7 @@ def measure(variant: Variant) -> Row:
     binary = read(make.compile_for(variant.target, function, args, constants))
     walks = variant.kernel in WALKS
     multiplies = variant.kernel != "row_sums" and variant.dtype != "fp32"
-    found = faults(variant.target, binary, matrix=multiplies, loop=walks)
+    found = faults(variant.target, warps, binary, matrix=multiplies, loop=walks)
     dense, tutorial, model = None, None, None
     if variant.plain:
         tutorial, lags = beside_tutorial(variant, tile, binary)

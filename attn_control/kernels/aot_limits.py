@@ -27,7 +27,9 @@ def occupancy(target: str, warps: int, binary: Binary) -> float:
     return min(by_registers, by_shared, chip.warps // warps) * warps / chip.warps
 
 
-def faults(target: str, binary: Binary, *, matrix: bool = True, loop: bool = True) -> list[str]:
+def faults(
+    target: str, warps: int, binary: Binary, *, matrix: bool = True, loop: bool = True
+) -> list[str]:
     """What is wrong with a kernel, if anything. matrix: whether it multiplies matrices, in a
     precision that the chip has a unit for; loop: whether it does so in a loop.
     """
@@ -36,6 +38,8 @@ def faults(target: str, binary: Binary, *, matrix: bool = True, loop: bool = Tru
         found.append(f"spills {binary.spilled} bytes a thread")
     if binary.shared > CHIPS[target].shared * 1024:
         found.append(f"needs {binary.shared} bytes of shared memory")
+    elif not occupancy(target, warps, binary):
+        found.append(f"{warps} warps of {binary.registers} registers fit no multiprocessor")
     if matrix and not binary.matrix:
         found.append("has no matrix instruction")
     elif matrix and loop and not binary.share:

@@ -138,13 +138,19 @@ class Stub:
 
 
 def test_what_does_not_fit_shared_memory_fails():
-    assert aot.faults("sm_86", Stub(shared=99 * 1024)) == []
-    assert aot.faults("sm_86", Stub(shared=99 * 1024 + 1)) == [
+    assert aot.faults("sm_86", 4, Stub(shared=99 * 1024)) == []
+    assert aot.faults("sm_86", 4, Stub(shared=99 * 1024 + 1)) == [
         "needs 101377 bytes of shared memory"
     ]
-    assert aot.faults("sm_80", Stub(share=0.0)) == ["has no matrix instruction in a loop"]
-    assert aot.faults("sm_80", Stub(share=0.0), loop=False) == []
-    assert aot.faults("sm_80", Stub(matrix=0), matrix=False) == []
+    assert aot.faults("sm_80", 4, Stub(share=0.0)) == ["has no matrix instruction in a loop"]
+    assert aot.faults("sm_80", 4, Stub(share=0.0), loop=False) == []
+    assert aot.faults("sm_80", 4, Stub(matrix=0), matrix=False) == []
+
+
+def test_what_no_multiprocessor_has_registers_for_fails():
+    """16 warps of 128 registers are all 65,536 that there are."""
+    assert aot.faults("sm_80", 16, Stub(128)) == []
+    assert aot.faults("sm_80", 16, Stub(129)) == ["16 warps of 129 registers fit no multiprocessor"]
 
 
 def test_occupancy_by_hand():
