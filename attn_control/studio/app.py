@@ -84,9 +84,8 @@ def _prompt(ui: Ui, settings: Settings, first: str) -> None:
     ui.add("status", gr.HTML("", elem_id="status"))
     with gr.Accordion("Examples", open=True), gr.Row(elem_classes="ac-examples"):
         for number, example in enumerate(EXAMPLES):
-            if example.model in zoo.NAMES:
-                button = gr.Button(example.label, size="sm", min_width=140)
-                ui.add(f"example.{number}", button)
+            button = gr.Button(example.label, size="sm", min_width=140)
+            ui.add(f"example.{number}", button)
 
 
 def _reference(ui: Ui) -> None:

@@ -79,9 +79,8 @@ class _Events:
         ]
         fills += [each.then(None, [taken], None, js=TAKEN, **_QUICK) for each in opened]
         for number, _ in enumerate(EXAMPLES):
-            if f"example.{number}" in parts:
-                button = parts[f"example.{number}"]
-                fills.append(button.click(self.example(number), None, filled, **_QUICK))
+            button = parts[f"example.{number}"]
+            fills.append(button.click(self.example(number), None, filled, **_QUICK))
         pictured = self.named([*self.pictured(""), *ui.places])
         upload, remove = parts["picture.upload"], parts["picture.remove"]
         fills.append(upload.upload(self.picture, [upload], pictured, **_QUICK))

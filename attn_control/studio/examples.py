@@ -1,4 +1,4 @@
-"""Runs to begin with: a click fills the page. Each is of a model that may not be there."""
+"""Runs to begin with: a click fills the page. Each is of a built-in model."""
 
 from __future__ import annotations
 

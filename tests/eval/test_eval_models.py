@@ -168,10 +168,9 @@ def test_a_scorer_that_cannot_judge_is_one_error(paint):
 
 
 @pytest.fixture(scope="session")
-def toys(tmp_path_factory):
-    """Toy versions, which render in no time."""
-    missing = [name for name in zoo.NAMES if name != "shapes-sd3"]
-    return export_tiny(tmp_path_factory.mktemp("toys"), *missing)
+def flux_toy(tmp_path_factory):
+    """A folder with a toy of shapes-flux."""
+    return export_tiny(tmp_path_factory.mktemp("flux"), "shapes-flux")
 
 
 def test_every_model_has_a_part_of_the_zoo_suite():
@@ -199,8 +198,8 @@ def toy_suite(tmp_path, part, *changes):
     return load_suite(str(tmp_path / "toy.yaml"))
 
 
-def test_a_toy_of_shapes_wan_from_end_to_end(toys, tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(toys))
+def test_a_toy_of_shapes_wan_from_end_to_end(wan_toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(wan_toy))
     small = "{num_inference_steps: 1, height: 64, width: 64, num_frames: 5}"
     suite = toy_suite(
         tmp_path, "zoo/shapes-wan",
@@ -228,8 +227,8 @@ def test_a_toy_of_shapes_wan_from_end_to_end(toys, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "result.json").read_bytes() == first
 
 
-def test_a_toy_of_shapes_flux_from_end_to_end(toys, tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(toys))
+def test_a_toy_of_shapes_flux_from_end_to_end(flux_toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(flux_toy))
     suite = toy_suite(
         tmp_path, "zoo/shapes-flux",
         ("seeds: own", "seeds: own\n      sampler: {num_inference_steps: 1}"),
@@ -275,8 +274,8 @@ def test_a_bar_on_mass_takes_no_group(tmp_path):
         load_suite(str(tmp_path / "suite.yaml"))
 
 
-def test_mass_needs_a_variant_without_controls(toys, tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(toys))
+def test_mass_needs_a_variant_without_controls(wan_toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("ATTN_CONTROL_ZOO_DIR", str(wan_toy))
     suite = toy_suite(
         tmp_path, "zoo/shapes-wan", ("CFG: {}", "CFG: {controls: [{SoftPAG: {heads: L1}}]}")
     )

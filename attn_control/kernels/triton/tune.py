@@ -90,7 +90,9 @@ AMD = {
     32: Tiles(Tile(128, 32, 8, 1), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
     64: Tiles(Tile(128, 64, 8, 1), Tile(64, 64, 4, 1), Tile(128, 32, 8, 1)),
     128: Tiles(
-        *(Tile(128, 64, 8, 1), Tile(64, 32, 8, 1, turned=True), Tile(64, 32, 8, 1, turned=True))
+        Tile(128, 64, 8, 1),
+        Tile(64, 32, 8, 1, turned=True),
+        Tile(64, 32, 8, 1, turned=True),
     ),
     256: Tiles(Tile(64, 32, 8, 1), Tile(32, 16, 4, 1), Tile(32, 16, 4, 1)),
 }
