@@ -128,6 +128,7 @@ def measure_sparse(
     keys = list(base)
     redrawn, groups = units(keys)
     alike = {name: likeness(mine, base, images) for name, mine in by_variant.items()}
+    verdicts = zoo.verdicts(prepared.choice.name)
     masks, honest = own_masks(prepared.variants), shares(prepared.variants)
 
     def gain(name: str, other: str | None) -> dict[str, Any] | None:
@@ -139,20 +140,21 @@ def measure_sparse(
             **(as_dict(bootstrap_mean([a - b for a, b in pairs], groups=groups)) or {}),
         }
 
+    def verdict(mine: Rows, name: str, minus: Rows | None = None) -> dict[str, Any] | None:
+        values = [
+            float(mine[key]["score"][name]) - (float(minus[key]["score"][name]) if minus else 0)
+            for key in keys
+        ]
+        return as_dict(interval_over_prompts(values, groups, least=-1 if minus else 0))
+
     found: dict[str, Any] = {}
     for plan in prepared.variants:
         mine = by_variant[plan.name]
         found[plan.name] = {
             "controls": [dict(control) for control in plan.described],
             **_spent(mine, dense=plan.name == measurement.baseline),
-            "scores": {
-                verdict: as_dict(
-                    interval_over_prompts(
-                        [row["score"][verdict] for row in mine.values()], groups, least=0
-                    )
-                )
-                for verdict in zoo.verdicts(prepared.choice.name)
-            },
+            "scores": {name: verdict(mine, name) for name in verdicts},
+            "minus_dense": {name: verdict(mine, name, base) for name in verdicts},
             "likeness": {
                 name: as_dict(bootstrap_mean(values, groups=groups))
                 for name, values in alike[plan.name].items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attn_control.eval.cells import Numbers, decibels, grid, percent, plain, planted_line
+from attn_control.eval.cells import Numbers, decibels, grid, percent, plain, planted_line, points
 
 
 def sparse_section(each: Numbers) -> list[str]:
@@ -74,10 +74,14 @@ def _table(each: Numbers) -> str:
 def _scores(each: Numbers) -> str:
     verdicts = list(next(iter(each["variants"].values()))["scores"])
     rows = [
-        [name, *(percent(v["scores"][verdict]) for verdict in verdicts)]
+        [
+            name,
+            *(percent(v["scores"][verdict]) for verdict in verdicts),
+            points(None if name == each["baseline"] else v["minus_dense"]["frames"]),
+        ]
         for name, v in each["variants"].items()
     ]
-    return grid(["variant", *verdicts], rows)
+    return grid(["variant", *verdicts, "frames minus dense (points)"], rows)
 
 
 def _closer(closer: Numbers) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import statistics
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from attn_control.eval import fidelity, run
 from attn_control.eval.command import evaluate, published_page
+from attn_control.eval.fidelity_tables import sparse_section
 from attn_control.eval.run import prepare_suite, run_suite
 from attn_control.eval.suite import Planted, Sparsity, load_suite
 from attn_control.eval.tables import costs_page, result_page
@@ -77,6 +79,33 @@ def test_likeness_and_gains_are_those_of_plain_reckoning(done):
         statistics.mean(hand["chosen"][key] - hand["share"][key] for key in hand["share"]), abs=1e-5
     )
     assert [variants[name]["gain"] for name in ("dense", "share", "tile", "chosen")] == [None] * 4
+
+
+def test_verdicts_and_what_they_lost_are_those_of_plain_reckoning(done, sparse_suite, tmp_path):
+    """On scores made up, since the toy has none that is right."""
+    images = done[0] / "few" / "images"
+    suite = sparse_suite()
+    rows = [read_record(path) for path in sorted(images.glob("*.png"))]
+    dice = random.Random(0)
+    for row in rows:
+        row["score"] = {name: dice.random() < 0.5 for name in row["score"]}
+        row["score"]["frames"] = dice.random()
+    prepared = prepare_suite(suite, tmp_path / "o", None)["few"]
+    found = fidelity.measure_sparse(prepared, rows, suite.suite.measurements["few"], images)
+    score = {(row["variant"], row["prompt"], row["seed"]): row["score"] for row in rows}
+    base = {key[1:]: each for key, each in score.items() if key[0] == "dense"}
+    for name, each in found["variants"].items():
+        mine = {key[1:]: each for key, each in score.items() if key[0] == name}
+        for verdict in ("right", "frames", "direction"):
+            own = statistics.mean(float(mine[key][verdict]) for key in mine)
+            lost = statistics.mean(mine[key][verdict] - base[key][verdict] for key in mine)
+            assert each["scores"][verdict]["mean"] == pytest.approx(own, abs=1e-5)
+            told = each["minus_dense"][verdict]
+            assert told["mean"] == pytest.approx(lost, abs=1e-5) and told["n"] == 6
+            assert told["low"] < told["mean"] < told["high"] or name == "dense"
+    lost = found["variants"]["tile"]["minus_dense"]["frames"]
+    table = next(text for text in sparse_section(found) if "frames minus dense" in text)
+    assert f"{100 * lost['mean']:+.1f} [{100 * lost['low']:+.1f}, " in table
 
 
 def test_densities_are_counted_from_what_ran(done):
