@@ -2,7 +2,8 @@
 
 Videos are compared as they were decoded, in 8 bits and before any video codec. The unit that is
 redrawn for an interval is the prompt where there are enough of them, else the single video: then
-the interval speaks of these prompts only, and the result says so.
+the interval speaks of these prompts only, and the result says so. Likeness is measured where the
+dense video shows anything (`eval/emptiness.py`); the scorer judges all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from attn_control import zoo
 from attn_control.errors import AttnControlError
+from attn_control.eval.emptiness import keys_that_show
 from attn_control.eval.measure import PSNR_CAP, Rows, as_dict, likeness, rows_by_variant
 from attn_control.eval.planted import planted_control
 from attn_control.eval.suite import Measurement, Planted, Sparsity
@@ -127,7 +129,12 @@ def measure_sparse(
     base = by_variant[measurement.baseline]
     keys = list(base)
     redrawn, groups = units(keys)
-    alike = {name: likeness(mine, base, images) for name, mine in by_variant.items()}
+    compared = keys_that_show(base, images)
+    shown = [group for key, group in zip(keys, groups, strict=True) if key in compared]
+    alike = {
+        name: likeness({key: mine[key] for key in compared}, base, images)
+        for name, mine in by_variant.items()
+    }
     verdicts = zoo.verdicts(prepared.choice.name)
     masks, honest = own_masks(prepared.variants), shares(prepared.variants)
 
@@ -137,7 +144,7 @@ def measure_sparse(
         pairs = zip(alike[name]["psnr"], alike[other]["psnr"], strict=True)
         return {
             "over": other,
-            **(as_dict(bootstrap_mean([a - b for a, b in pairs], groups=groups)) or {}),
+            **(as_dict(bootstrap_mean([a - b for a, b in pairs], groups=shown)) or {}),
         }
 
     def verdict(mine: Rows, name: str, minus: Rows | None = None) -> dict[str, Any] | None:
@@ -156,7 +163,7 @@ def measure_sparse(
             "scores": {name: verdict(mine, name) for name in verdicts},
             "minus_dense": {name: verdict(mine, name, base) for name in verdicts},
             "likeness": {
-                name: as_dict(bootstrap_mean(values, groups=groups))
+                name: as_dict(bootstrap_mean(values, groups=shown))
                 for name, values in alike[plan.name].items()
             },
             "gain": gain(plan.name, masks.get(plan.name)),
@@ -170,6 +177,7 @@ def measure_sparse(
         "prompts": len(prepared.prompts),
         "seeds": len(keys) // len(prepared.prompts),
         "pictures": len(rows),
+        "compared": len(compared),
         "redrawn": redrawn,
         "tokens": math.prod(shape(prepared)),
         "grid": list(shape(prepared)),
@@ -182,7 +190,11 @@ def measure_sparse(
             by_variant[measurement.planted.variant], measurement.planted, prepared, images, groups
         ),
         "closer": planted_closer(
-            by_variant[spec.closer.variant], base, spec.closer, images, groups
+            {key: by_variant[spec.closer.variant][key] for key in compared},
+            base,
+            spec.closer,
+            images,
+            shown,
         ),
     }
 

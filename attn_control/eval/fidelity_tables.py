@@ -11,12 +11,19 @@ def sparse_section(each: Numbers) -> list[str]:
     asked = each["sampler"]
     size = f"{asked['num_frames']} frames of {asked['height']} x {asked['width']} pixels"
     only = " They speak of these prompts only." if each["redrawn"] == "videos" else ""
+    dense = each["prompts"] * each["seeds"]
+    empty = (
+        f" {dense - each['compared']} of the {dense} dense videos show bare ground, which whatever "
+        f"is computed comes near to: likeness is of the other {each['compared']}."
+        if each["compared"] < dense
+        else ""
+    )
     return [
         f"{each['prompts']} prompts x {each['seeds']} seeds, {each['pictures']} videos: {size}, "
         f"{each['tokens']} tokens ({frames} x {rows} x {columns}), {each['steps']} steps, guidance "
         f"{asked.get('guidance_scale', '-')}. Each is held against the dense one of its prompt and "
         "seed, frame by frame, as decoded, in 8 bits and before any video codec. For the intervals "
-        f"{each['redrawn']} are redrawn.{only}",
+        f"{each['redrawn']} are redrawn.{only}{empty}",
         goal_line(each["goal"]),
         _table(each),
         _scores(each),

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
 from eval.sparse_suite import SUITE
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from attn_control import zoo
+from attn_control.errors import AttnControlError
 from attn_control.eval import fidelity, run
 from attn_control.eval.command import evaluate, published_page
+from attn_control.eval.emptiness import is_empty
 from attn_control.eval.fidelity_tables import sparse_section
 from attn_control.eval.run import prepare_suite, run_suite
 from attn_control.eval.suite import Planted, Sparsity, load_suite
 from attn_control.eval.tables import costs_page, result_page
 from attn_control.metrics import bootstrap_mean
+from attn_control.render.media import Made, write_png
 from attn_control.render.store import read_record
 
 
@@ -106,6 +113,61 @@ def test_verdicts_and_what_they_lost_are_those_of_plain_reckoning(done, sparse_s
     lost = found["variants"]["tile"]["minus_dense"]["frames"]
     table = next(text for text in sparse_section(found) if "frames minus dense" in text)
     assert f"{100 * lost['mean']:+.1f} [{100 * lost['low']:+.1f}, " in table
+
+
+def bare(path):
+    """Overwrite a video with its ground, slightly uneven; its record stays."""
+    ground = np.full((64, 64, 3), 240, np.uint8)
+    ground[::2] -= 9
+    with Image.open(path) as image:
+        info, count = PngInfo(), image.n_frames
+        for key, value in image.text.items():
+            info.add_text(key, value)
+    write_png(Made((Image.fromarray(ground),) * count, is_video=True), path, info, 16.0)
+
+
+def test_likeness_leaves_out_where_the_dense_video_shows_bare_ground(done, sparse_suite, tmp_path):
+    out, outcome = done
+    images = Path(shutil.copytree(out / "few" / "images", tmp_path / "images"))
+    suite = sparse_suite()
+    rows = [read_record(path) for path in sorted(images.glob("*.png"))]
+    prepared = prepare_suite(suite, tmp_path / "o", None)["few"]
+    hand = {name: by_hand(videos(out), name) for name in ("tile", "tile + lse", "chosen", "share")}
+    first, *others = [row for row in rows if row["variant"] == "dense"]
+    gone = first["prompt"], first["seed"]
+    bare(images / first["file"])
+    found = fidelity.measure_sparse(prepared, rows, suite.suite.measurements["few"], images)
+    assert found["compared"] == 5 and found["closer"]["passed"]
+    for name, each in hand.items():
+        left = [value for key, value in each.items() if key != gone]
+        told = found["variants"][name]
+        assert told["likeness"]["psnr"]["n"] == 5 and told["scores"]["frames"]["n"] == 6
+        assert told["likeness"]["psnr"]["mean"] == pytest.approx(statistics.mean(left), abs=1e-5)
+    gain = [hand["tile + lse"][key] - hand["tile"][key] for key in hand["tile"] if key != gone]
+    assert found["variants"]["tile + lse"]["gain"]["mean"] == pytest.approx(
+        statistics.mean(gain), abs=1e-5
+    )
+    assert "1 of the 6 dense videos show bare ground" in sparse_section(found)[0]
+    whole = outcome.result["measurements"]["few"]
+    assert whole["compared"] == 6 and "bare ground" not in sparse_section(whole)[0]
+    for row in others:
+        bare(images / row["file"])
+    with pytest.raises(AttnControlError, match=r"all 6 dense videos in .* show bare ground"):
+        fidelity.measure_sparse(prepared, rows, suite.suite.measurements["few"], images)
+
+
+def test_a_thousandth_of_the_pixels_is_no_bare_ground():
+    frames = zoo.draw_truth("shapes-wan", "a yellow ring moves up on a white background", 0)
+    assert not is_empty(frames)
+    ground = np.full_like(frames, 240)
+    assert is_empty(ground)
+    count = ground[..., 0].size
+    for share, empty in ((0.0009, True), (0.0011, False)):
+        some = ground.copy().reshape(-1, 3)
+        some[: int(share * count), 2] -= 60  # yellowish: one channel alone
+        assert is_empty(some.reshape(ground.shape)) is empty
+        some[: int(share * count), 2] += 20
+        assert is_empty(some.reshape(ground.shape))
 
 
 def test_densities_are_counted_from_what_ran(done):
