@@ -157,7 +157,7 @@ def test_likeness_leaves_out_where_the_dense_video_shows_bare_ground(done, spars
 
 
 def test_a_thousandth_of_the_pixels_is_no_bare_ground():
-    frames = zoo.draw_truth("shapes-wan", "a yellow ring moves up on a white background", 0)
+    frames = zoo.draw_truth("shapes-wan", "a yellow cross moves up on a white background", 0)
     assert not is_empty(frames)
     ground = np.full_like(frames, 240)
     assert is_empty(ground)
