@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from attn_control.call import Layout
 from attn_control.errors import AttnControlError
 from attn_control.masks.grid import Grid
@@ -84,6 +86,13 @@ class Place:
             if not free or total > block:
                 return tuple(sizes)
             sizes[min(free)[2]] *= 2
+
+    def time_first(self) -> torch.Tensor:
+        """int64 (length,): its tokens place by place, and at each place frame by frame; what is
+        before and after stays where it is.
+        """
+        before, own, after = torch.arange(self.length).split([self.before, self.tokens, self.after])
+        return torch.cat([before, own.view(self.shape).permute(1, 2, 0).flatten(), after])
 
     def grid(self, block: int, tile: tuple[int, ...] | None = None) -> Grid:
         """Its tokens in raster order, or in tiles."""

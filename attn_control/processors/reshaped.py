@@ -10,9 +10,11 @@ import torch
 
 from attn_control.kernels.pieces import Piece
 from attn_control.kernels.sparse import Fixed, Pattern
+from attn_control.masks import relations
 from attn_control.masks.band import band_mask
-from attn_control.masks.frame_band import frame_band_mask
+from attn_control.masks.grid import Grid
 from attn_control.masks.place import Place
+from attn_control.masks.products import product
 from attn_control.processors.sparse import SparseControl, share, unmasked
 
 
@@ -37,9 +39,14 @@ class ReshapedAttention(SparseControl):
         share(self.owner, "width", self.width)
 
     def pattern(self, place: Place, device: torch.device) -> Pattern:
-        grid = place.grid(place.block(self.block))
+        block = place.block(self.block)
         frames, height, width = place.shape
         reach = max(1, int(height * width * self.width)) // 2
-        of_frames = frames > 1 and len(place.axes) > 1
-        mask = frame_band_mask(grid, reach) if of_frames else band_mask(grid, reach)
-        return Fixed((Piece.on(grid, unmasked(mask), device),))
+        if frames == 1 or len(place.axes) == 1:
+            grid = place.grid(block)
+            return Fixed((Piece.on(grid, unmasked(band_mask(grid, reach)), device),))
+        # A band of every frame is many narrow ones; where the frames of a place lie together it is
+        # a single one, of whole blocks.
+        turned = Grid((height * width, frames), block, before=place.before, after=place.after)
+        mask = product(turned, {(0,): relations.within(height * width, reach)})
+        return Fixed((Piece(unmasked(mask).to(device), place.time_first().to(device)),))

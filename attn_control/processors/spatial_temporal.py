@@ -74,12 +74,6 @@ class SpatialTemporalAttention(SparseControl):
         grid = place.grid(block)
         # Along time first, a token's neighbours are the same place in other frames.
         turned = Grid((place.tokens,), block, before=place.before, after=place.after)
-        places = torch.arange(place.length).tensor_split(
-            [place.before, place.before + place.tokens]
-        )
-        order = torch.cat(
-            [places[0], places[1].view(place.shape).permute(1, 2, 0).flatten(), places[2]]
-        )
 
         def spatial(reach: int) -> BlockMask:
             band = band_mask(grid, reach)
@@ -91,7 +85,7 @@ class SpatialTemporalAttention(SparseControl):
         )
         pieces = (
             Piece.on(grid, unmasked(near), device),
-            Piece(unmasked(along).to(device), order.to(device)),
+            Piece(unmasked(along).to(device), place.time_first().to(device)),
         )
         queries = sampled_queries(place.before, place.tokens, self.samples, device)
         return Best(pieces, queries, self.selects)

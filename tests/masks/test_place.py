@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from attn_control import AttnControlError
 from attn_control.call import Layout
 from attn_control.masks.place import Place
-from attn_control.processors import SPARSE, TileAttention
+from attn_control.processors import SPARSE, ReshapedAttention, TileAttention
 from attn_control.processors.sparse import along
 
 
@@ -57,6 +58,24 @@ def test_any_size_has_masks_that_leave_no_query_without_keys(cls, shape):
     for piece in [*made, *getattr(pattern, "fixed", ())]:
         piece.mask.validate(own=False)
         assert piece.mask.q_len == place.length
+
+
+@pytest.mark.parametrize("shape, block", [((32, 16, 16), 32), ((9, 16, 16), 32), ((5, 7, 6), 64)])
+def test_a_band_of_every_frame_is_laid_so_that_blocks_fill(shape, block):
+    """The pairs are those of the definition, token by token; what is computed is little more."""
+    frames, height, width = shape
+    place = Place(shape, before=3, after=2)
+    (piece,) = ReshapedAttention(width=0.125, block=block).pattern(place, torch.device("cpu")).made
+    own = torch.arange(frames * height * width)
+    within = own % (height * width)
+    reach = height * width // 8 // 2
+    expected = torch.ones(place.length, place.length, dtype=torch.bool)
+    expected[3:-2, 3:-2] = (within[:, None] - within[None]).abs() <= reach
+    found = torch.zeros_like(expected)
+    found[piece.order[:, None], piece.order[None]] = piece.mask.to_dense()[0, 0]
+    assert torch.equal(found, expected)
+    if frames >= 9:
+        assert piece.computed < 1.2 * piece.density
 
 
 def test_the_densest_that_fits_is_found():
