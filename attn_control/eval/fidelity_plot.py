@@ -46,9 +46,11 @@ def plot_sparse(each: dict[str, Any], path: Path) -> Path:
     axis.tick_params(labelsize=8, colors=INK, length=0)
     for side in axis.spines.values():
         side.set_visible(False)
+    guidance = each["sampler"].get("guidance_scale", 1)
+    guided = f" with guidance {guidance:g}" if guidance > 1 else ""
     figure.suptitle(
-        f"{each['model']}: {each['tokens']} tokens, {each['prompts']} prompts x {each['seeds']} "
-        "seeds, 95 % intervals; dashed: the bar",
+        f"{each['model']}: {each['tokens']} tokens{guided}, {each['compared']} videos, 95 % "
+        "intervals; dashed: the bar",
         fontsize=11, x=0.01, ha="left", color=INK,
     )  # fmt: skip
     figure.savefig(path, dpi=130, bbox_inches="tight", metadata={"Software": None})

@@ -1,10 +1,12 @@
-"""docs/sparse-video.md: its code runs as printed, its options are the controls' own.
+"""docs/sparse-video.md: its code runs as printed, its options are the controls' own, its figures
+those that were published.
 
-After a change: ``UPDATE_README=1 pytest tests/sparse/test_docs.py`` writes the table anew.
+After a change: ``UPDATE_README=1 pytest tests/sparse/test_docs.py`` writes the tables anew.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import fields
@@ -43,9 +45,41 @@ def options_table() -> str:
     return "\n".join(lines)
 
 
-def test_the_table_of_options_is_the_controls_own():
-    pattern = r"(<!-- options:.*?-->\n).*?(<!-- /options -->)"
-    made = re.sub(pattern, lambda m: f"{m[1]}{options_table()}\n{m[2]}", PAGE, flags=re.S)
+def measured_table() -> str:
+    """Of every variant that all three parts of the suite have: the means alone."""
+    folder = FILE.parent / "evaluation" / "video"
+    found, costs = (
+        json.loads((folder / file).read_text())["measurements"]
+        for file in ("result.json", "costs.json")
+    )
+    sizes = "tokens-2304", "tokens-2304-guided", "tokens-8192"
+    short, guided, long = (
+        {name.replace(" 0.09", ""): each for name, each in found[size]["variants"].items()}
+        for size in sizes
+    )
+    head = (
+        "variant | 2,304 tokens | with guidance 4 | frames right there | 8,192 tokens | time there"
+    )
+    lines = [f"| {head} |", "|---" * 6 + "|"]
+    for name in (name for name in short if name in guided and name in long):
+        likes = [
+            "-" if name == "dense" else f"{v['likeness']['psnr']['mean']:.1f} of {v['density']:.2f}"
+            for v in (short[name], guided[name], long[name])
+        ]
+        frames = f"{100 * guided[name]['scores']['frames']['mean']:.0f} %"
+        time = f"{costs[sizes[2]][name]['ratio']['mean']:.2f}"
+        lines.append(f"| {name} | {likes[0]} | {likes[1]} | {frames} | {likes[2]} | {time} |")
+    return "\n".join(lines)
+
+
+def test_the_tables_are_the_controls_own_and_what_was_published():
+    made = PAGE
+    for name, table in (("options", options_table()), ("measured", measured_table())):
+        pattern = rf"(<!-- {name}:.*?-->\n).*?(<!-- /{name} -->)"
+        made, count = re.subn(
+            pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", made, flags=re.S
+        )
+        assert count == 1
     if os.environ.get("UPDATE_README"):
         FILE.write_text(made, encoding="utf-8")
     else:
