@@ -137,7 +137,9 @@ def test_likeness_leaves_out_where_the_dense_video_shows_bare_ground(done, spars
     gone = first["prompt"], first["seed"]
     bare(images / first["file"])
     found = fidelity.measure_sparse(prepared, rows, suite.suite.measurements["few"], images)
-    assert found["compared"] == 5 and found["closer"]["passed"]
+    closer = found["closer"]
+    assert found["compared"] == 5 and closer["replaced"] == 2  # half of five
+    assert closer["found"]["mean"] == pytest.approx(6.0206 * 2 / 5, abs=1e-4)
     for name, each in hand.items():
         left = [value for key, value in each.items() if key != gone]
         told = found["variants"][name]
