@@ -99,9 +99,11 @@ def test_the_launcher_serves_the_page(tmp_path):
     secret = "hf_thisIsNobodysToken"
     environment = {**os.environ, "PORT": str(port), "PYTHONUNBUFFERED": "1", "HF_TOKEN": secret}
     command = [sys.executable, str(ROOT / "demos" / "app.py")]
+    # A suite in the background of a shell ignores Ctrl-C, and its children inherit that.
     server = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
-    )
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         told = next(line for line in server.stdout if "the studio is at" in line)
         assert f":{port}" in told
