@@ -6,7 +6,6 @@ After a change: ``UPDATE_README=1 pytest tests/test_readme.py`` writes the table
 from __future__ import annotations
 
 import gc
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -20,6 +19,7 @@ import test_z_image
 import tiny
 import tiny_pipelines
 import torch
+from made_tables import held
 from tiny_attach_only import ATTACH_ONLY, SEVERAL
 from tiny_more import MORE, more_inputs
 from tiny_pictures import PICTURES
@@ -140,16 +140,7 @@ def methods_table() -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name, make", [("models", models_table), ("methods", methods_table)])
 def test_tables_in_the_readme_are_what_the_code_does(name, make):
-    begin, end = f"<!-- {name}: made by tests/test_readme.py -->", f"<!-- /{name} -->"
-    text = README.read_text()
-    assert begin in text and end in text
-    before, rest = text.split(begin)
-    old, after = rest.split(end)
-    table = make()
-    if os.environ.get("UPDATE_README"):
-        README.write_text(f"{before}{begin}\n{table}\n{end}{after}")
-    else:
-        assert old.strip() == table, "the table has drifted: UPDATE_README=1 pytest " + __file__
+    held(README, name, "tests/test_readme.py", make())
 
 
 def _blocks() -> list[str]:

@@ -131,10 +131,8 @@ def measure_sparse(
     redrawn, groups = units(keys)
     compared = keys_that_show(base, images)
     shown = [group for key, group in zip(keys, groups, strict=True) if key in compared]
-    alike = {
-        name: likeness({key: mine[key] for key in compared}, base, images)
-        for name, mine in by_variant.items()
-    }
+    seen = {name: {key: mine[key] for key in compared} for name, mine in by_variant.items()}
+    alike = {name: likeness(mine, base, images) for name, mine in seen.items()}
     verdicts = zoo.verdicts(prepared.choice.name)
     masks, honest = own_masks(prepared.variants), shares(prepared.variants)
 
@@ -189,13 +187,7 @@ def measure_sparse(
         "planted": planted_control(
             by_variant[measurement.planted.variant], measurement.planted, prepared, images, groups
         ),
-        "closer": planted_closer(
-            {key: by_variant[spec.closer.variant][key] for key in compared},
-            base,
-            spec.closer,
-            images,
-            shown,
-        ),
+        "closer": planted_closer(seen[spec.closer.variant], base, spec.closer, images, shown),
     }
 
 

@@ -78,7 +78,7 @@ class _Events:
             upload.upload(self.upload, [upload, text], filled, js=UPLOAD, **_QUICK),
         ]
         fills += [each.then(None, [taken], None, js=TAKEN, **_QUICK) for each in opened]
-        for number, _ in enumerate(EXAMPLES):
+        for number in range(len(EXAMPLES)):
             button = parts[f"example.{number}"]
             fills.append(button.click(self.example(number), None, filled, **_QUICK))
         pictured = self.named([*self.pictured(""), *ui.places])

@@ -7,11 +7,12 @@ After a change: ``UPDATE_README=1 pytest tests/sparse/test_docs.py`` writes the 
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+from made_tables import held
 from sparse_shared import video
 
 from attn_control.kernels.corrections import CORRECTIONS
@@ -72,18 +73,9 @@ def measured_table() -> str:
     return "\n".join(lines)
 
 
-def test_the_tables_are_the_controls_own_and_what_was_published():
-    made = PAGE
-    for name, table in (("options", options_table()), ("measured", measured_table())):
-        pattern = rf"(<!-- {name}:.*?-->\n).*?(<!-- /{name} -->)"
-        made, count = re.subn(
-            pattern, lambda m, table=table: f"{m[1]}{table}\n{m[2]}", made, flags=re.S
-        )
-        assert count == 1
-    if os.environ.get("UPDATE_README"):
-        FILE.write_text(made, encoding="utf-8")
-    else:
-        assert PAGE == made, "run UPDATE_README=1 pytest tests/sparse/test_docs.py"
+@pytest.mark.parametrize("name, make", [("options", options_table), ("measured", measured_table)])
+def test_the_tables_are_the_controls_own_and_what_was_published(name, make):
+    held(FILE, name, "tests/sparse/test_docs.py", make())
 
 
 def told(section: str, head: str) -> dict[str, str]:
